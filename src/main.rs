@@ -1,0 +1,3 @@
+//! The `perennial` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! One small trait over object stores, one file per backend.
