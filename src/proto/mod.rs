@@ -1,1 +1,16 @@
-//! Protocol cores without I/O: bytes in, events and bytes out.
+//! Protocol cores without I/O: bytes and the time go in as arguments, events and bytes to send come out.
+//! Sockets, clocks and decisions are left to `follow`, `restore` and `decide`.
+//!
+//! ```text
+//! handshake   the words both sides share: password, position asked for, how a request is spelled
+//! replica     our side when we follow a master
+//! master      our side when we seed a server, or refuse one
+//! resp        where commands end in the replication stream
+//! request     single requests, decoded
+//! ```
+
+pub mod handshake;
+pub mod master;
+pub mod replica;
+pub mod request;
+pub mod resp;
