@@ -1,0 +1,619 @@
+//! The tree of timelines that a listing describes: what is covered, what can be restored, which end is the
+//! head. Pure values; reading them through a store is `store::catalog`'s work.
+
+use std::collections::BTreeMap;
+
+use crate::archive::layout::{ArchiveDocument, Object, ObjectName, Span, TimelineDocument};
+use crate::position::{Offset, Position, ReplicationId, TimelineSeq, UnixMillis};
+
+/// How long ago two branches may both have moved before a seed refuses to choose between them.
+pub const CONTESTED_MILLIS: u64 = 5 * 60 * 1000;
+
+/// A complete snapshot, as its name tells it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SnapshotEntry {
+    /// The object's name.
+    pub name: ObjectName,
+    /// The position it holds, on its own timeline.
+    pub offset: Offset,
+    /// When it was taken.
+    pub at: UnixMillis,
+    /// Stored size in bytes.
+    pub bytes: u64,
+}
+
+/// A segment, as its name tells it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SegmentEntry {
+    /// The object's name.
+    pub name: ObjectName,
+    /// What it covers.
+    pub span: Span,
+    /// Stored size in bytes.
+    pub bytes: u64,
+}
+
+/// A contiguous stretch of the replication stream: the bytes in `(after, last]`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Run {
+    /// The offset before the first byte.
+    pub after: Offset,
+    /// The last byte.
+    pub last: Offset,
+}
+
+/// Bytes that no stored object holds, between two stretches that are there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gap {
+    /// The last byte that is there before the hole.
+    pub after: Offset,
+    /// The position at which coverage goes on: a snapshot, or the offset before the first byte of a run.
+    pub resumes_at: Offset,
+}
+
+/// One timeline and everything stored under it.
+#[derive(Clone, Debug)]
+pub struct Timeline {
+    /// What was said of it when it was created.
+    pub document: TimelineDocument,
+    /// Its rank among acceptances, where `perennial accept` chose it: (highest number then, order).
+    pub accepted: Option<(TimelineSeq, u32)>,
+    /// Complete snapshots, by offset.
+    pub snapshots: Vec<SnapshotEntry>,
+    /// Segments, by first byte.
+    pub segments: Vec<SegmentEntry>,
+    /// The last command boundary outside MULTI at or before the end, where it differs from the end and the
+    /// blocks have been looked at.
+    boundary: Option<Offset>,
+    runs: Vec<Run>,
+}
+
+impl Timeline {
+    fn new(document: TimelineDocument) -> Self {
+        Self {
+            document,
+            accepted: None,
+            snapshots: Vec::new(),
+            segments: Vec::new(),
+            boundary: None,
+            runs: Vec::new(),
+        }
+    }
+
+    /// Its number.
+    pub fn seq(&self) -> TimelineSeq {
+        self.document.seq
+    }
+
+    /// Its replication id.
+    pub fn id(&self) -> ReplicationId {
+        self.document.id
+    }
+
+    /// Contiguous stretches of the replication stream, in order.
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
+    /// Stored bytes of everything under this timeline.
+    pub fn stored_bytes(&self) -> u64 {
+        let segments = self.segments.iter().map(|entry| entry.bytes);
+        segments.chain(self.snapshots.iter().map(|entry| entry.bytes)).sum()
+    }
+
+    /// When the last byte that is stored here was received; creation time where nothing is.
+    pub fn last_at(&self) -> UnixMillis {
+        let segments = self.segments.iter().map(|entry| entry.span.last_at);
+        let snapshots = self.snapshots.iter().map(|entry| entry.at);
+        segments.chain(snapshots).max().unwrap_or(self.document.created_at)
+    }
+
+    /// How far the stream reaches without a hole from `base`.
+    fn reach(&self, base: Offset) -> Offset {
+        let run = self.runs.iter().find(|run| run.after <= base && base <= run.last);
+        run.map_or(base, |run| run.last)
+    }
+
+    fn finish(&mut self) {
+        self.snapshots.sort_by_key(|entry| (entry.offset, entry.at));
+        self.segments.sort_by(|a, b| {
+            (a.span.first, std::cmp::Reverse(a.span.last), &a.name).cmp(&(
+                b.span.first,
+                std::cmp::Reverse(b.span.last),
+                &b.name,
+            ))
+        });
+        self.runs = merge_runs(self.segments.iter().map(|entry| Run {
+            after: entry.span.first.previous(),
+            last: entry.span.last,
+        }));
+    }
+
+    fn has_content(&self) -> bool {
+        !self.snapshots.is_empty() || !self.segments.is_empty()
+    }
+}
+
+/// Joins stretches that touch or overlap. `runs` come sorted by their start.
+fn merge_runs(runs: impl Iterator<Item = Run>) -> Vec<Run> {
+    let mut merged: Vec<Run> = Vec::new();
+    for run in runs {
+        match merged.last_mut() {
+            Some(last) if run.after <= last.last => last.last = last.last.max(run.last),
+            _ => merged.push(run),
+        }
+    }
+    merged
+}
+
+/// Everything a listing and the small documents say about one archive.
+#[derive(Clone, Debug, Default)]
+pub struct Catalog {
+    archive: Option<ArchiveDocument>,
+    timelines: BTreeMap<TimelineSeq, Timeline>,
+    /// Things that are wrong with the listing, in plain words.
+    pub problems: Vec<String>,
+}
+
+impl Catalog {
+    /// Builds the tree from what a listing found.
+    ///
+    /// Two streamers that race for a number can leave two folders with the same one; whoever saw the other
+    /// moved on and left an empty folder (see `follow`), so the one with content counts.
+    pub fn new(
+        archive: Option<ArchiveDocument>,
+        documents: Vec<TimelineDocument>,
+        objects: impl IntoIterator<Item = (ObjectName, Object, u64)>,
+    ) -> Self {
+        let mut folders: BTreeMap<(TimelineSeq, ReplicationId), Timeline> = documents
+            .into_iter()
+            .map(|document| ((document.seq, document.id), Timeline::new(document)))
+            .collect();
+        let mut problems = Vec::new();
+        for (name, object, bytes) in objects {
+            let Some((seq, id)) = object.timeline() else { continue };
+            let Some(timeline) = folders.get_mut(&(seq, id)) else {
+                if !matches!(object, Object::Timeline { .. }) {
+                    problems.push(format!("{name} lies in a timeline without timeline.json"));
+                }
+                continue;
+            };
+            match object {
+                Object::Snapshot { offset, at, .. } => {
+                    timeline.snapshots.push(SnapshotEntry { name, offset, at, bytes });
+                }
+                Object::Segment { span, .. } => timeline.segments.push(SegmentEntry { name, span, bytes }),
+                Object::Accepted { rank, order, .. } => {
+                    timeline.accepted = timeline.accepted.max(Some((rank, order)));
+                }
+                Object::Archive | Object::Timeline { .. } => {}
+            }
+        }
+        let mut timelines: BTreeMap<TimelineSeq, Timeline> = BTreeMap::new();
+        for ((seq, _), mut timeline) in folders {
+            timeline.finish();
+            match timelines.get(&seq) {
+                Some(kept) if kept.has_content() && timeline.has_content() => {
+                    problems.push(format!(
+                        "two timelines bear the number {seq}: {} and {}; only the first is used",
+                        kept.id(),
+                        timeline.id()
+                    ));
+                }
+                Some(kept) if kept.has_content() || !timeline.has_content() => {}
+                _ => {
+                    timelines.insert(seq, timeline);
+                }
+            }
+        }
+        Self { archive, timelines, problems }
+    }
+
+    /// `archive.json`, where there is one.
+    pub fn archive(&self) -> Option<&ArchiveDocument> {
+        self.archive.as_ref()
+    }
+
+    /// All timelines, by number.
+    pub fn timelines(&self) -> impl DoubleEndedIterator<Item = &Timeline> {
+        self.timelines.values()
+    }
+
+    /// One timeline.
+    pub fn timeline(&self, seq: TimelineSeq) -> Option<&Timeline> {
+        self.timelines.get(&seq)
+    }
+
+    /// The timeline with the highest number.
+    pub fn newest(&self) -> Option<&Timeline> {
+        self.timelines.values().next_back()
+    }
+
+    /// The number the next timeline takes.
+    pub fn next_seq(&self) -> TimelineSeq {
+        self.newest().map_or(TimelineSeq::FIRST, |timeline| timeline.seq().next())
+    }
+
+    /// Records the last command boundary of a timeline, found in its blocks: what may be acknowledged,
+    /// resumed from and restored to. Bytes beyond it belong to an unfinished command or transaction.
+    pub fn set_boundary(&mut self, seq: TimelineSeq, boundary: Offset) {
+        if let Some(timeline) = self.timelines.get_mut(&seq) {
+            timeline.boundary = Some(boundary);
+        }
+    }
+
+    /// The parent, where it is there and older: a cycle cannot be walked.
+    fn parent(&self, timeline: &Timeline) -> Option<(&Timeline, Position)> {
+        let position = timeline.document.parent?;
+        let parent = self.timelines.get(&position.timeline)?;
+        (parent.seq() < timeline.seq()).then_some((parent, position))
+    }
+
+    /// Positions from which the stream of `timeline` can be applied: complete snapshots, and its start where
+    /// the parent can be restored there.
+    fn bases<'a>(&'a self, timeline: &'a Timeline) -> impl Iterator<Item = Offset> + 'a {
+        let inherited = self
+            .parent(timeline)
+            .filter(|(parent, position)| self.restorable_on(parent, position.offset))
+            .map(|_| timeline.document.start);
+        inherited.into_iter().chain(timeline.snapshots.iter().map(|snapshot| snapshot.offset))
+    }
+
+    fn restorable_on(&self, timeline: &Timeline, offset: Offset) -> bool {
+        self.bases(timeline).any(|base| base <= offset && timeline.reach(base) >= offset)
+    }
+
+    /// `true` where everything up to this position can be rebuilt from the store alone.
+    pub fn is_restorable(&self, position: Position) -> bool {
+        self.timelines
+            .get(&position.timeline)
+            .is_some_and(|timeline| self.restorable_on(timeline, position.offset))
+    }
+
+    /// The highest byte of a timeline up to which everything can be rebuilt, an unfinished command at its end
+    /// included. `None` where nothing can.
+    pub fn stored_end(&self, seq: TimelineSeq) -> Option<Offset> {
+        let timeline = self.timelines.get(&seq)?;
+        self.bases(timeline).map(|base| timeline.reach(base)).max()
+    }
+
+    /// The highest position of a timeline that can be restored: the last command boundary where it is known.
+    pub fn end(&self, seq: TimelineSeq) -> Option<Offset> {
+        let end = self.stored_end(seq)?;
+        let boundary = self.timelines.get(&seq)?.boundary;
+        Some(boundary.map_or(end, |boundary| boundary.min(end)))
+    }
+
+    /// Restorable stretches of a timeline in its own offsets, in order: any offset inside can be restored.
+    pub fn windows(&self, seq: TimelineSeq) -> Vec<Run> {
+        let Some(timeline) = self.timelines.get(&seq) else { return Vec::new() };
+        let mut windows: Vec<Run> = self
+            .bases(timeline)
+            .map(|base| Run { after: base, last: timeline.reach(base) })
+            .collect();
+        windows.sort_by_key(|run| run.after);
+        merge_runs(windows.into_iter())
+    }
+
+    /// Holes of a timeline: after something restorable, up to where something restorable begins again.
+    pub fn gaps(&self, seq: TimelineSeq) -> Vec<Gap> {
+        let windows = self.windows(seq);
+        windows
+            .windows(2)
+            .map(|pair| Gap { after: pair[0].last, resumes_at: pair[1].after })
+            .collect()
+    }
+
+    /// Why this timeline is never chosen by a seed, or `None`. A timeline that continues a suspect one is
+    /// suspect with it, until one of them is accepted.
+    pub fn suspect(&self, seq: TimelineSeq) -> Option<&str> {
+        let timeline = self.timelines.get(&seq)?;
+        if timeline.accepted.is_some() {
+            return None;
+        }
+        if let Some(why) = &timeline.document.suspect {
+            return Some(why);
+        }
+        self.parent(timeline).and_then(|(parent, _)| self.suspect(parent.seq()))
+    }
+
+    fn rank(timeline: &Timeline) -> (TimelineSeq, u32) {
+        let own = (timeline.seq(), 0);
+        timeline.accepted.map_or(own, |accepted| accepted.max(own))
+    }
+
+    /// What `latest` means: the end of the newest timeline that is not suspect and can be restored at all.
+    pub fn head(&self) -> Option<Position> {
+        self.timelines
+            .values()
+            .filter(|timeline| self.suspect(timeline.seq()).is_none())
+            .filter_map(|timeline| {
+                let offset = self.end(timeline.seq())?;
+                Some((Self::rank(timeline), Position { timeline: timeline.seq(), offset }))
+            })
+            .max_by_key(|(rank, _)| *rank)
+            .map(|(_, position)| position)
+    }
+
+    /// `true` where anything at all can be restored.
+    pub fn has_data(&self) -> bool {
+        self.timelines.keys().any(|seq| self.end(*seq).is_some())
+    }
+
+    /// The chain of a timeline from itself to its root: each with the last of its offsets that counts.
+    pub fn lineage(&self, position: Position) -> Vec<Position> {
+        let mut chain = vec![position];
+        let mut current = self.timelines.get(&position.timeline);
+        while let Some((parent, at)) = current.and_then(|timeline| self.parent(timeline)) {
+            chain.push(at);
+            current = Some(parent);
+        }
+        chain
+    }
+
+    /// `true` where `position` is on the way from the root to `tip`.
+    pub fn is_ancestor(&self, position: Position, tip: Position) -> bool {
+        self.lineage(tip)
+            .iter()
+            .any(|at| at.timeline == position.timeline && position.offset <= at.offset)
+    }
+
+    /// The newest timeline under a replication id that can be restored.
+    pub fn by_id(&self, id: ReplicationId) -> Option<&Timeline> {
+        self.timelines
+            .values()
+            .rev()
+            .find(|timeline| timeline.id() == id && self.end(timeline.seq()).is_some())
+    }
+
+    /// Another branch than the head's that has moved lately: its end is not on the head's way, it is not
+    /// suspect, and bytes arrived there after the head's timeline began and within [`CONTESTED_MILLIS`].
+    pub fn rival(&self, now: UnixMillis) -> Option<Position> {
+        let head = self.head()?;
+        let head_began = self.timelines.get(&head.timeline)?.document.created_at;
+        self.timelines.values().rev().find_map(|timeline| {
+            let end = Position { timeline: timeline.seq(), offset: self.end(timeline.seq())? };
+            let last_at = timeline.last_at();
+            let lately = now.0.saturating_sub(last_at.0) <= CONTESTED_MILLIS;
+            let rival = lately
+                && last_at > head_began
+                && self.suspect(timeline.seq()).is_none()
+                && !self.is_ancestor(end, head);
+            rival.then_some(end)
+        })
+    }
+}
+
+/// A catalogue written as text, for tests here and in the modules that decide from one.
+#[cfg(test)]
+pub(crate) mod sketch {
+    use super::*;
+    use crate::archive::layout::Source;
+
+    /// A replication id whose every byte is `byte`.
+    pub(crate) fn id(byte: u8) -> ReplicationId {
+        ReplicationId::from_raw([byte; 20])
+    }
+
+    /// Adds timelines one by one.
+    #[derive(Default)]
+    pub(crate) struct Sketch {
+        documents: Vec<TimelineDocument>,
+        objects: Vec<(ObjectName, Object, u64)>,
+    }
+
+    impl Sketch {
+        pub(crate) fn timeline(mut self, seq: u32, byte: u8, parent: Option<(u32, u64)>, start: u64) -> Self {
+            self.documents.push(TimelineDocument {
+                format: crate::archive::layout::FORMAT,
+                seq: TimelineSeq::new(seq),
+                id: id(byte),
+                parent: parent.map(|(timeline, offset)| Position {
+                    timeline: TimelineSeq::new(timeline),
+                    offset: Offset::new(offset),
+                }),
+                start: Offset::new(start),
+                suspect: None,
+                created_at: UnixMillis(u64::from(seq) * 1000),
+                created_by: "test".into(),
+                source: Source {
+                    server: "redis".into(),
+                    version: "7.0.15".into(),
+                    run_id: format!("run-{byte}"),
+                    address: "127.0.0.1:6379".into(),
+                },
+            });
+            self
+        }
+
+        pub(crate) fn suspect(mut self, why: &str) -> Self {
+            self.documents.last_mut().unwrap().suspect = Some(why.into());
+            self
+        }
+
+        fn push(mut self, object: Object) -> Self {
+            self.objects.push((object.name(), object, 100));
+            self
+        }
+
+        pub(crate) fn snapshot(self, offset: u64) -> Self {
+            let (seq, id) = self.last();
+            self.push(Object::Snapshot { seq, id, offset: Offset::new(offset), at: UnixMillis(offset) })
+        }
+
+        pub(crate) fn segment(self, first: u64, last: u64) -> Self {
+            let (seq, id) = self.last();
+            let span = Span {
+                first: Offset::new(first),
+                last: Offset::new(last),
+                first_at: UnixMillis(first),
+                last_at: UnixMillis(last),
+            };
+            self.push(Object::Segment { seq, id, span, merged: false })
+        }
+
+        pub(crate) fn accepted(self, rank: u32, order: u32) -> Self {
+            let (seq, id) = self.last();
+            self.push(Object::Accepted { seq, id, rank: TimelineSeq::new(rank), order })
+        }
+
+        fn last(&self) -> (TimelineSeq, ReplicationId) {
+            let document = self.documents.last().unwrap();
+            (document.seq, document.id)
+        }
+
+        pub(crate) fn catalog(self) -> Catalog {
+            Catalog::new(None, self.documents, self.objects)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sketch::{Sketch, id};
+    use super::*;
+
+    fn at(timeline: u32, offset: u64) -> Position {
+        Position { timeline: TimelineSeq::new(timeline), offset: Offset::new(offset) }
+    }
+
+    #[test]
+    fn nothing_is_restorable_before_a_snapshot_is_complete() {
+        let catalog = Sketch::default().timeline(1, 1, None, 0).segment(1, 100).catalog();
+        assert_eq!(catalog.head(), None);
+        assert!(!catalog.has_data());
+    }
+
+    #[test]
+    fn the_end_is_contiguous_from_a_snapshot_and_overlaps_count_once() {
+        let catalog = Sketch::default()
+            .timeline(1, 1, None, 0)
+            .segment(1, 100)
+            .snapshot(40)
+            .segment(61, 150)
+            .segment(152, 200)
+            .catalog();
+        assert_eq!(catalog.head(), Some(at(1, 150)), "151 is missing");
+        assert!(catalog.is_restorable(at(1, 40)) && catalog.is_restorable(at(1, 150)));
+        assert!(!catalog.is_restorable(at(1, 39)) && !catalog.is_restorable(at(1, 151)));
+        assert!(catalog.gaps(TimelineSeq::new(1)).is_empty(), "nothing restorable lies behind the hole");
+    }
+
+    #[test]
+    fn a_gap_lies_between_two_restorable_stretches() {
+        let catalog = Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(0)
+            .segment(1, 100)
+            .segment(201, 300)
+            .snapshot(250)
+            .catalog();
+        assert_eq!(
+            catalog.gaps(TimelineSeq::new(1)),
+            [Gap { after: Offset::new(100), resumes_at: Offset::new(250) }]
+        );
+        assert_eq!(catalog.head(), Some(at(1, 300)));
+        assert!(!catalog.is_restorable(at(1, 220)));
+    }
+
+    #[test]
+    fn a_child_begins_where_its_parent_can_be_restored() {
+        let sketch = || Sketch::default().timeline(1, 1, None, 0).snapshot(0).segment(1, 100);
+        let whole = sketch().timeline(2, 2, Some((1, 80)), 80).segment(81, 90).catalog();
+        assert_eq!(whole.head(), Some(at(2, 90)));
+        assert!(whole.is_ancestor(at(1, 80), at(2, 90)));
+        assert!(!whole.is_ancestor(at(1, 81), at(2, 90)), "the parent counts only up to the fork");
+        let torn = sketch().timeline(2, 2, Some((1, 120)), 120).segment(121, 130).catalog();
+        assert_eq!(torn.head(), Some(at(1, 100)), "the parent's bytes up to the fork are not there");
+    }
+
+    #[test]
+    fn a_child_with_offsets_of_its_own_is_restorable_in_its_own_offsets() {
+        let catalog = Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(0)
+            .segment(1, 100)
+            .timeline(2, 2, Some((1, 100)), 5000)
+            .segment(5001, 5010)
+            .catalog();
+        assert_eq!(catalog.head(), Some(at(2, 5010)));
+    }
+
+    #[test]
+    fn suspects_and_what_continues_them_are_never_the_head_until_accepted() {
+        let sketch = || {
+            Sketch::default()
+                .timeline(1, 1, None, 0)
+                .snapshot(0)
+                .segment(1, 100)
+                .timeline(2, 2, None, 0)
+                .suspect("from an empty server")
+                .snapshot(3)
+        };
+        let child = || sketch().timeline(3, 3, Some((2, 3)), 3).segment(4, 9);
+        assert_eq!(sketch().catalog().head(), Some(at(1, 100)));
+        assert_eq!(child().catalog().head(), Some(at(1, 100)));
+        assert_eq!(child().accepted(3, 1).catalog().head(), Some(at(3, 9)));
+        assert_eq!(sketch().accepted(2, 1).catalog().head(), Some(at(2, 3)));
+    }
+
+    #[test]
+    fn an_acceptance_outranks_everything_numbered_before_it_and_nothing_after() {
+        let catalog = Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(0)
+            .accepted(2, 1)
+            .timeline(2, 2, None, 0)
+            .snapshot(0)
+            .catalog();
+        assert_eq!(catalog.head(), Some(at(1, 0)));
+        let later = Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(0)
+            .accepted(2, 1)
+            .timeline(2, 2, None, 0)
+            .snapshot(0)
+            .timeline(3, 3, Some((1, 0)), 0)
+            .catalog();
+        assert_eq!(later.head(), Some(at(3, 0)));
+    }
+
+    #[test]
+    fn an_unfinished_command_at_the_end_is_not_part_of_the_head() {
+        let mut catalog = Sketch::default().timeline(1, 1, None, 0).snapshot(0).segment(1, 100).catalog();
+        catalog.set_boundary(TimelineSeq::new(1), Offset::new(90));
+        assert_eq!(catalog.head(), Some(at(1, 90)));
+        assert_eq!(catalog.stored_end(TimelineSeq::new(1)), Some(Offset::new(100)));
+    }
+
+    #[test]
+    fn two_branches_that_both_moved_lately_are_rivals() {
+        let sketch = |last| {
+            Sketch::default()
+                .timeline(1, 1, None, 0)
+                .snapshot(0)
+                .segment(1, last)
+                .timeline(2, 2, Some((1, 100)), 100)
+                .segment(101, 3000)
+                .catalog()
+        };
+        let now = UnixMillis(4000);
+        assert_eq!(sketch(100).rival(now), None);
+        assert_eq!(sketch(1500).rival(now), None, "the old branch ended before the new one began");
+        assert_eq!(sketch(2500).rival(now), Some(at(1, 2500)));
+        assert_eq!(sketch(2500).rival(UnixMillis(4000 + CONTESTED_MILLIS)), None, "long ago");
+    }
+
+    #[test]
+    fn of_two_folders_with_one_number_the_one_with_content_counts() {
+        let catalog = Sketch::default()
+            .timeline(1, 1, None, 0)
+            .timeline(1, 2, None, 0)
+            .snapshot(7)
+            .timeline(1, 3, None, 0)
+            .catalog();
+        assert_eq!(catalog.timelines().count(), 1);
+        assert_eq!(catalog.newest().unwrap().id(), id(2));
+        assert!(catalog.problems.is_empty());
+    }
+}

@@ -1,0 +1,285 @@
+//! How a server's history relates to the archive's.
+
+use crate::archive::timeline::{Catalog, Timeline};
+use crate::position::{Offset, Position, ReplicationId, UnixMillis};
+
+/// What the server is to us.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// It takes writes.
+    Master,
+    /// It is a replica whose master is our seeder: born so by its configuration, or taken over for a seed.
+    ReplicaOfUs,
+    /// It is a replica of some other server.
+    Replica {
+        /// Its own link is up: it can be followed in its master's coordinates (4.0+, `protocol-facts` 2.1).
+        link_up: bool,
+    },
+}
+
+/// What one INFO says, reduced to what a decision needs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Server {
+    /// What it is to us.
+    pub role: Role,
+    /// `run_id`: names the process.
+    pub run_id: String,
+    /// `master_replid`.
+    pub id: ReplicationId,
+    /// `master_repl_offset`.
+    pub offset: Offset,
+    /// `master_replid2` and the last offset it can continue from (`second_repl_offset` - 1).
+    pub previous: Option<(ReplicationId, Offset)>,
+    /// No key in any database and no function library.
+    pub empty: bool,
+    /// Nothing was written or saved since the process started; keys may have expired.
+    pub untouched: bool,
+    /// Milliseconds since the process started.
+    pub uptime_millis: u64,
+}
+
+/// A position to ask for in PSYNC.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Offer {
+    /// The replication id to name.
+    pub id: ReplicationId,
+    /// The position that the archive holds; the byte asked for is the one after it.
+    pub position: Position,
+    /// The server's answer may be stored in the same timeline: the position is the head, or the end of the
+    /// newest timeline.
+    pub tip: bool,
+}
+
+/// How the histories relate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Relation {
+    /// The archive holds nothing that can be restored.
+    NoArchive,
+    /// The server has everything the archive holds up to a tip, and can continue there.
+    Tip(Offer),
+    /// The server's history left the archive's exactly at a position that lies below the head on the head's
+    /// own way: started from an older dump, or promoted without the last bytes.
+    Behind(Offer),
+    /// A replica of ours stands at a covered position on the head's way.
+    Inside(Offer),
+    /// The server continues a covered position that is not the head: a branch that lived on.
+    Branch(Offer),
+    /// Nothing connects the two.
+    Unknown {
+        /// It is the very process that the head was captured from, and it has been nobody's replica since:
+        /// its backlog expired and with it its id (`protocol-facts` 2.6), its data did not.
+        same_process: bool,
+    },
+}
+
+/// Everything [`super::before_sync`] looks at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Look {
+    /// What the server is to us.
+    pub role: Role,
+    /// How its history relates to the archive's.
+    pub relation: Relation,
+    /// It has no data.
+    pub empty: bool,
+    /// Nothing happened to its data since its process started.
+    pub untouched: bool,
+    /// Its process started after the last byte of the head was received: whatever it holds came from a file
+    /// or from clients since, not from having been a replica all along.
+    pub restarted: bool,
+    /// Another branch that advanced lately beside the head: no automatic seed may choose between them.
+    pub rival: Option<Position>,
+}
+
+/// Looks at a server beside an archive. `now` is our own wall clock.
+pub fn look(server: &Server, catalog: &Catalog, now: UnixMillis) -> Look {
+    let head_last_at = catalog
+        .head()
+        .and_then(|head| catalog.timeline(head.timeline))
+        .map(Timeline::last_at);
+    Look {
+        role: server.role,
+        relation: relate(server, catalog),
+        empty: server.empty,
+        untouched: server.untouched,
+        restarted: head_last_at.is_some_and(|at| server.uptime_millis < now.0.saturating_sub(at.0)),
+        rival: catalog.rival(now),
+    }
+}
+
+fn relate(server: &Server, catalog: &Catalog) -> Relation {
+    if !catalog.has_data() {
+        return Relation::NoArchive;
+    }
+    if server.role == Role::ReplicaOfUs
+        && let Some(offer) = covered(catalog, server.id, server.offset)
+        && offer.position.offset == server.offset
+        && on_the_heads_way(catalog, offer.position)
+    {
+        return Relation::Inside(offer);
+    }
+    // The current id: its own end is offered, whatever the server's offset; PSYNC's answer tells the rest.
+    if let Some(offer) = covered(catalog, server.id, Offset::new(u64::MAX)) {
+        return if offer.tip { Relation::Tip(offer) } else { Relation::Branch(offer) };
+    }
+    if let Some((id, last)) = server.previous
+        && let Some(offer) = covered(catalog, id, last)
+    {
+        return if offer.tip {
+            Relation::Tip(offer)
+        } else if offer.position.offset == last && on_the_heads_way(catalog, offer.position) {
+            Relation::Behind(offer)
+        } else {
+            Relation::Branch(offer)
+        };
+    }
+    Relation::Unknown { same_process: same_process(server, catalog) }
+}
+
+/// The highest restorable position at or below `last` under a replication id, newest timeline first.
+fn covered(catalog: &Catalog, id: ReplicationId, last: Offset) -> Option<Offer> {
+    catalog.timelines().rev().filter(|timeline| timeline.id() == id).find_map(|timeline| {
+        let end = catalog.end(timeline.seq())?;
+        let position = Position { timeline: timeline.seq(), offset: end.min(last) };
+        let tip = position.offset == end
+            && (catalog.head() == Some(position)
+                || catalog.newest().is_some_and(|newest| newest.seq() == timeline.seq()));
+        catalog.is_restorable(position).then_some(Offer { id, position, tip })
+    })
+}
+
+fn on_the_heads_way(catalog: &Catalog, position: Position) -> bool {
+    catalog.head().is_some_and(|head| catalog.is_ancestor(position, head))
+}
+
+fn same_process(server: &Server, catalog: &Catalog) -> bool {
+    let Some(head) = catalog.head().and_then(|head| catalog.timeline(head.timeline)) else { return false };
+    server.previous.is_none()
+        && !server.run_id.is_empty()
+        && head.document.source.run_id == server.run_id
+        && head.document.source.run_id != "?"
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::archive::timeline::sketch::{Sketch, id};
+    use crate::position::TimelineSeq;
+
+    pub(in crate::decide) fn server(byte: u8, offset: u64) -> Server {
+        Server {
+            role: Role::Master,
+            run_id: format!("run-{byte}"),
+            id: id(byte),
+            offset: Offset::new(offset),
+            previous: None,
+            empty: false,
+            untouched: true,
+            uptime_millis: 1,
+        }
+    }
+
+    pub(in crate::decide) fn at(timeline: u32, offset: u64) -> Position {
+        Position { timeline: TimelineSeq::new(timeline), offset: Offset::new(offset) }
+    }
+
+    pub(in crate::decide) fn offer(byte: u8, timeline: u32, offset: u64, tip: bool) -> Offer {
+        Offer { id: id(byte), position: at(timeline, offset), tip }
+    }
+
+    /// Timeline 1 (id 1) to 100, its child 2 (id 2) from there to 200.
+    fn chain() -> Catalog {
+        Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(0)
+            .segment(1, 100)
+            .timeline(2, 2, Some((1, 100)), 100)
+            .segment(101, 200)
+            .catalog()
+    }
+
+    fn promoted(byte: u8, previous: u8, last: u64) -> Server {
+        Server { previous: Some((id(previous), Offset::new(last))), ..server(byte, last) }
+    }
+
+    #[test]
+    fn an_archive_without_a_complete_snapshot_relates_to_nothing() {
+        let catalog = Sketch::default().timeline(1, 1, None, 0).segment(1, 9).catalog();
+        assert_eq!(relate(&server(1, 9), &catalog), Relation::NoArchive);
+    }
+
+    #[test]
+    fn the_current_id_offers_the_archives_end_whatever_the_servers_offset() {
+        for offset in [150, 200, 5000] {
+            assert_eq!(relate(&server(2, offset), &chain()), Relation::Tip(offer(2, 2, 200, true)));
+        }
+    }
+
+    #[test]
+    fn a_promoted_server_that_has_everything_continues_the_tip() {
+        assert_eq!(relate(&promoted(9, 2, 200), &chain()), Relation::Tip(offer(2, 2, 200, true)));
+        assert_eq!(relate(&promoted(9, 2, 250), &chain()), Relation::Tip(offer(2, 2, 200, true)));
+    }
+
+    #[test]
+    fn a_server_that_left_our_history_below_the_head_is_behind() {
+        assert_eq!(relate(&promoted(9, 2, 150), &chain()), Relation::Behind(offer(2, 2, 150, false)));
+        assert_eq!(relate(&promoted(9, 1, 60), &chain()), Relation::Behind(offer(1, 1, 60, false)));
+        assert_eq!(relate(&promoted(9, 1, 100), &chain()), Relation::Behind(offer(1, 1, 100, false)));
+    }
+
+    #[test]
+    fn an_old_master_that_went_on_is_a_branch() {
+        assert_eq!(relate(&server(1, 170), &chain()), Relation::Branch(offer(1, 1, 100, false)));
+        assert_eq!(relate(&promoted(9, 1, 170), &chain()), Relation::Branch(offer(1, 1, 100, false)));
+    }
+
+    #[test]
+    fn positions_before_the_archive_began_are_not_covered() {
+        let catalog = Sketch::default().timeline(1, 1, None, 500).snapshot(500).catalog();
+        assert_eq!(relate(&promoted(9, 1, 400), &catalog), Relation::Unknown { same_process: false });
+    }
+
+    #[test]
+    fn a_suspect_tip_that_is_followed_goes_on_in_its_own_timeline() {
+        let catalog = Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(0)
+            .timeline(2, 2, None, 0)
+            .suspect("foreign")
+            .snapshot(7)
+            .catalog();
+        assert_eq!(relate(&server(2, 9), &catalog), Relation::Tip(offer(2, 2, 7, true)));
+        assert_eq!(relate(&server(1, 9), &catalog), Relation::Tip(offer(1, 1, 0, true)));
+    }
+
+    #[test]
+    fn a_replica_of_ours_at_a_covered_position_is_inside() {
+        let ours = |byte, offset| Server { role: Role::ReplicaOfUs, ..server(byte, offset) };
+        assert_eq!(relate(&ours(2, 150), &chain()), Relation::Inside(offer(2, 2, 150, false)));
+        assert_eq!(relate(&ours(2, 200), &chain()), Relation::Inside(offer(2, 2, 200, true)));
+        assert_eq!(relate(&ours(1, 60), &chain()), Relation::Inside(offer(1, 1, 60, false)));
+        assert_eq!(
+            relate(&ours(2, 201), &chain()),
+            Relation::Tip(offer(2, 2, 200, true)),
+            "ahead of us: it is not inside, and the table promotes it"
+        );
+    }
+
+    #[test]
+    fn the_same_process_under_a_new_id_is_known_by_its_run_id_unless_it_was_a_replica_since() {
+        let known = Server { run_id: "run-2".into(), ..server(9, 300) };
+        assert_eq!(relate(&known, &chain()), Relation::Unknown { same_process: true });
+        let wandered = Server { previous: Some((id(8), Offset::new(300))), ..known };
+        assert_eq!(relate(&wandered, &chain()), Relation::Unknown { same_process: false });
+    }
+
+    #[test]
+    fn a_process_younger_than_the_heads_last_byte_has_restarted() {
+        let catalog = chain();
+        let now = UnixMillis(10_000);
+        let aged = |uptime_millis| look(&Server { uptime_millis, ..server(2, 200) }, &catalog, now).restarted;
+        let age_of_last_byte = 10_000 - catalog.timeline(TimelineSeq::new(2)).unwrap().last_at().0;
+        assert!(aged(age_of_last_byte - 1));
+        assert!(!aged(age_of_last_byte + 1));
+    }
+}

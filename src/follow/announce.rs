@@ -1,0 +1,105 @@
+//! The port we announce to the master: it answers everything with an error. `FAILOVER` without `TO` then
+//! aborts cleanly instead of leaving the master read-only, and Sentinel never promotes us
+//! (`protocol-facts` 8).
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+use crate::clock::Clock;
+use crate::proto::master::{Master, MasterOptions, MasterOutput, Readiness};
+
+/// Connections answered at the same time; more wait.
+const CONNECTIONS_MAX: usize = 32;
+/// The longest a connection may go on, milliseconds.
+const CONNECTION_MILLIS_MAX: u64 = 30_000;
+
+/// A listener on the link's own address.
+#[derive(Debug)]
+pub struct AnnouncedPort {
+    ip: IpAddr,
+    port: u16,
+    task: JoinHandle<()>,
+}
+
+impl AnnouncedPort {
+    /// Listens on a free port of `ip`.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn open(ip: IpAddr, clock: Arc<dyn Clock>) -> io::Result<Self> {
+        let listener = std::net::TcpListener::bind(SocketAddr::new(ip, 0))?;
+        listener.set_nonblocking(true)?;
+        let port = listener.local_addr()?.port();
+        let listener = TcpListener::from_std(listener)?;
+        let task = tokio::spawn(accept(listener, clock));
+        Ok(Self { ip, port, task })
+    }
+
+    /// The address it listens on.
+    pub fn ip(&self) -> IpAddr {
+        self.ip
+    }
+
+    /// The port to announce.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl Drop for AnnouncedPort {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn accept(listener: TcpListener, clock: Arc<dyn Clock>) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let clock = Arc::clone(&clock);
+                tokio::spawn(async move {
+                    let limit = Duration::from_millis(CONNECTION_MILLIS_MAX);
+                    let _ = tokio::time::timeout(limit, refuse(stream, &*clock)).await;
+                    drop(slot);
+                });
+            }
+            // Descriptors ran out, say: not a reason to spin.
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+async fn refuse(mut stream: TcpStream, clock: &dyn Clock) -> io::Result<()> {
+    let options = MasterOptions {
+        auth: None,
+        handshake_timeout_ms: CONNECTION_MILLIS_MAX,
+        ack_timeout_ms: CONNECTION_MILLIS_MAX,
+    };
+    let refusing = Readiness::Refusing("Perennial is a backup: it cannot be promoted or replicated from".into());
+    let mut core = Master::new(options, refusing, clock.ticks());
+    let mut received = BytesMut::with_capacity(1024);
+    loop {
+        loop {
+            match core.poll_output() {
+                MasterOutput::Send(bytes) => stream.write_all(&bytes).await?,
+                MasterOutput::Event(_) => {}
+                MasterOutput::Close => return Ok(()),
+                MasterOutput::Wait { .. } => break,
+            }
+        }
+        if stream.read_buf(&mut received).await? == 0 {
+            return Ok(());
+        }
+        core.receive(clock.ticks(), received.split().freeze());
+    }
+}

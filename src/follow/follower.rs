@@ -1,0 +1,445 @@
+//! One server followed over many links: asks PSYNC, opens timelines, keeps what a broken link leaves behind.
+
+use std::fmt;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::announce::AnnouncedPort;
+use super::budget::Budget;
+use super::encode::Encoder;
+use super::link::Link;
+use super::pipeline::SealOptions;
+use super::snapshots::SnapshotFailure;
+use super::uploader::{Progress, Uploader};
+use crate::archive::block::{BlockContext, Boundary};
+use crate::archive::layout::{ArchiveId, DOCUMENT_FORMAT, Source, TimelineDocument};
+use crate::clock::Clock;
+use crate::decide::{Again, Follow, Offer, Outcome, Reply, Server, Suspicion, after_sync};
+use crate::position::{Offset, Position, ReplicationId, TimelineSeq};
+use crate::proto::handshake::{Auth, PsyncRequest};
+use crate::proto::replica::{Event, Refusal, ReplicaOptions};
+use crate::proto::resp::Malformed;
+use crate::server::control::{Control, ControlError};
+use crate::server::info::{Info, MissingField};
+use crate::server::net::Address;
+use crate::store::catalog::Loaded;
+use crate::store::{Store, StoreError, catalog};
+
+/// The longest silence of the master in the handshake, milliseconds: a fork of a large data set takes its
+/// time, and a diskless one is silent (`protocol-facts` 1.5).
+const HANDSHAKE_MILLIS: u64 = 180_000;
+/// The longest silence on the link, milliseconds: the servers' own `repl-timeout`; they ping every 10 s.
+const IDLE_MILLIS: u64 = 60_000;
+
+/// What is told to the master.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum AckMode {
+    /// What the store can rebuild: WAIT means durable.
+    #[default]
+    Durable,
+    /// What was received; WAITAOF still means durable.
+    Received,
+}
+
+/// How to follow.
+#[derive(Clone, Debug)]
+pub struct FollowOptions {
+    /// When pieces are sealed.
+    pub seal: SealOptions,
+    /// The memory budget of everything in flight, bytes.
+    pub buffer_bytes: u64,
+    /// What is acknowledged.
+    pub ack: AckMode,
+    /// How long to go on after being told to stop, milliseconds, the last uploads included.
+    pub shutdown_millis: u64,
+}
+
+/// Why following ended. Each but the last two is tried again.
+#[derive(Debug)]
+pub enum FollowEnd {
+    /// The link could not be made or broke.
+    Link(String),
+    /// The server refuses.
+    Refused(Refusal),
+    /// The answer did not fit the decision.
+    Again(Again),
+    /// The control connection failed.
+    Control(ControlError),
+    /// INFO is not usable.
+    Info(MissingField),
+    /// A timeline could not be opened.
+    Store(StoreError),
+    /// The replication stream is none.
+    Malformed(Malformed),
+    /// The store is slower than the master and the buffers are full.
+    Stalled,
+    /// The snapshot belongs to another history.
+    Snapshot(SnapshotFailure),
+    /// Told to stop.
+    Stopped,
+}
+
+impl fmt::Display for FollowEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Link(reason) => write!(f, "the link ended: {reason}"),
+            Self::Refused(refusal) => write!(f, "refused: {refusal}"),
+            Self::Again(again) => again.fmt(f),
+            Self::Control(error) => error.fmt(f),
+            Self::Info(error) => error.fmt(f),
+            Self::Store(error) => error.fmt(f),
+            Self::Malformed(error) => write!(f, "the replication stream is malformed: {error}"),
+            Self::Stalled => f.write_str(
+                "the store is slower than the master and the buffers are full: link closed, so that the \
+                 master's own memory does not fill; resuming when there is room",
+            ),
+            Self::Snapshot(error) => error.fmt(f),
+            Self::Stopped => f.write_str("told to stop"),
+        }
+    }
+}
+
+/// What is known of the timeline that is written to, kept over broken links.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) uploader: Arc<Uploader>,
+    /// The last command boundary received: where the next link resumes.
+    pub(super) received: Boundary,
+    pub(super) snapshot: SnapshotNeed,
+}
+
+/// Whether the timeline still waits for a snapshot.
+#[derive(Debug)]
+pub(super) enum SnapshotNeed {
+    /// Nothing is missing.
+    None,
+    /// To be fetched over a connection of its own.
+    Wanted,
+    /// It comes on the link itself, at this offset, because the server cannot leave it out.
+    OnLink(Offset),
+    /// Being fetched.
+    Running(JoinHandle<Result<(), SnapshotFailure>>),
+}
+
+impl Drop for SnapshotNeed {
+    fn drop(&mut self) {
+        if let Self::Running(task) = self {
+            task.abort();
+        }
+    }
+}
+
+/// Follows one server into one archive.
+#[derive(Debug)]
+pub struct Follower {
+    pub(super) redis: Address,
+    pub(super) options: FollowOptions,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) encoder: Arc<Encoder>,
+    pub(super) budget: Arc<Budget>,
+    pub(super) lane: Option<Lane>,
+    store: Arc<dyn Store>,
+    archive: ArchiveId,
+    announced: Option<AnnouncedPort>,
+    version: Option<String>,
+}
+
+impl Follower {
+    /// A follower that has not connected yet.
+    pub fn new(
+        redis: Address,
+        store: Arc<dyn Store>,
+        archive: ArchiveId,
+        options: FollowOptions,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let budget = Budget::new(options.buffer_bytes);
+        let encoder = Encoder::new();
+        Self {
+            redis,
+            options,
+            clock,
+            encoder,
+            budget,
+            lane: None,
+            store,
+            archive,
+            announced: None,
+            version: None,
+        }
+    }
+
+    /// Whether the server still speaks of the history that the last link broke off in: then that is resumed
+    /// from memory, whatever is still on its way to the store.
+    pub fn can_resume(&self, server: &Server) -> bool {
+        self.lane.as_ref().is_some_and(|lane| {
+            lane.uploader.context().id == server.id && server.offset >= lane.received.offset
+        })
+    }
+
+    /// What is durable and on its way, where something is being followed.
+    pub fn progress(&self) -> Option<Progress> {
+        self.lane.as_ref().map(|lane| lane.uploader.subscribe().borrow().clone())
+    }
+
+    /// Waits until everything received is in the store, then forgets the timeline: what comes next is decided
+    /// from the archive.
+    pub async fn settle(&mut self) {
+        if let Some(lane) = &self.lane {
+            lane.uploader.drained().await;
+        }
+        self.lane = None;
+    }
+
+    /// Asks for what was decided and follows until the link ends.
+    pub async fn follow(
+        &mut self,
+        decided: &Follow,
+        loaded: &Loaded,
+        before: &Server,
+        control: &mut Control,
+        is_us: impl Fn(&str, u16) -> bool,
+        stop: &mut watch::Receiver<bool>,
+    ) -> FollowEnd {
+        let psync = decided.offer.map_or(PsyncRequest::Full, |offer| PsyncRequest::Continue {
+            id: offer.id,
+            after: offer.position.offset,
+        });
+        let (mut link, reply, filtered) = match self.ask(psync, stop).await {
+            Ok(asked) => asked,
+            Err(end) => return end,
+        };
+        let info = match control.info().await {
+            Ok(info) => info,
+            Err(error) => return FollowEnd::Control(error),
+        };
+        let after = match info.server(is_us) {
+            Ok(after) => after,
+            Err(error) => return FollowEnd::Info(error),
+        };
+        let outcome = after_sync(decided, reply, before, &after);
+        match self.open_lane(outcome, decided.offer, loaded, &info, filtered).await {
+            Ok(lane) => self.lane = Some(lane),
+            Err(end) => return end,
+        }
+        self.stream(&mut link, stop).await
+    }
+
+    /// Goes on where the last link broke off. Anything but the same history ends it.
+    pub async fn resume(&mut self, stop: &mut watch::Receiver<bool>) -> FollowEnd {
+        let Some(lane) = &self.lane else { return FollowEnd::Again(Again::ServerChanged) };
+        let (id, after) = (lane.uploader.context().id, lane.received.offset);
+        tokio::select! {
+            () = self.budget.half_free() => {}
+            _ = stop.wait_for(|stop| *stop) => return FollowEnd::Stopped,
+        }
+        let (mut link, reply, _) = match self.ask(PsyncRequest::Continue { id, after }, stop).await {
+            Ok(asked) => asked,
+            Err(end) => return end,
+        };
+        match reply {
+            Reply::Continued { id: new } if new.unwrap_or(id) == id => {
+                tracing::info!(%id, offset = %after, "resumed where the link broke off");
+                self.stream(&mut link, stop).await
+            }
+            // A new id or a full resync: decided anew, from an archive that holds everything received.
+            Reply::Continued { .. } | Reply::Full { .. } => {
+                drop(link);
+                self.settle().await;
+                FollowEnd::Again(Again::ServerChanged)
+            }
+        }
+    }
+
+    pub(super) fn replica_options(&self, psync: PsyncRequest) -> ReplicaOptions {
+        let auth = self.redis.credentials.as_ref().map(|credentials| Auth {
+            user: credentials.user.clone(),
+            password: credentials.password.clone(),
+        });
+        ReplicaOptions {
+            auth,
+            listening_port: None,
+            announce_ip: None,
+            version: self.version.clone(),
+            rdb_only: false,
+            rdb_filter_only: Some(""),
+            psync,
+            handshake_timeout_ms: HANDSHAKE_MILLIS,
+            idle_timeout_ms: IDLE_MILLIS,
+        }
+    }
+
+    /// Remembers what to announce, from the server's own INFO.
+    pub fn know_server(&mut self, info: &Info) {
+        self.version = (info.server_name() == "valkey").then(|| info.version().to_owned());
+    }
+
+    /// Opens a link and waits for the answer to PSYNC. Tells whether a full resync comes without keys.
+    async fn ask(
+        &mut self,
+        psync: PsyncRequest,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<(Link, Reply, bool), FollowEnd> {
+        let options = self.replica_options(psync);
+        let (announced, clock) = (&mut self.announced, Arc::clone(&self.clock));
+        let listening_port = |connection: &crate::server::net::Connection| {
+            let ip = connection.local_ip()?;
+            if announced.as_ref().is_none_or(|port| port.ip() != ip) {
+                *announced = AnnouncedPort::open(ip, clock)
+                    .inspect_err(|error| tracing::warn!("cannot listen on {ip} for the announced port: {error}"))
+                    .ok();
+            }
+            announced.as_ref().map(AnnouncedPort::port)
+        };
+        let endpoint = &self.redis.endpoint;
+        let mut link = Link::open(endpoint, listening_port, options, Arc::clone(&self.clock))
+            .await
+            .map_err(|error| FollowEnd::Link(format!("cannot connect to {}: {error}", self.redis)))?;
+        let mut filtered = true;
+        loop {
+            let event = tokio::select! {
+                event = link.next(true) => event,
+                _ = stop.wait_for(|stop| *stop) => return Err(FollowEnd::Stopped),
+            };
+            match event {
+                Event::OptionRefused { option, reply } => {
+                    filtered &= option != "rdb-filter-only";
+                    tracing::debug!(option, reply, "the server does not know an option");
+                }
+                Event::FullResync { id, offset } => {
+                    return Ok((link, Reply::Full { id, offset }, filtered));
+                }
+                Event::Continued { id } => return Ok((link, Reply::Continued { id }, filtered)),
+                Event::Refused(refusal) => return Err(FollowEnd::Refused(refusal)),
+                other => return Err(link_end(&other)),
+            }
+        }
+    }
+
+    async fn open_lane(
+        &self,
+        outcome: Outcome,
+        offer: Option<Offer>,
+        loaded: &Loaded,
+        info: &Info,
+        filtered: bool,
+    ) -> Result<Lane, FollowEnd> {
+        let need = |at| if filtered { SnapshotNeed::Wanted } else { SnapshotNeed::OnLink(at) };
+        match outcome {
+            Outcome::Again(again) => Err(FollowEnd::Again(again)),
+            Outcome::Resume(position) => {
+                let known = loaded.boundary(position);
+                let id = offer.map(|offer| offer.id).expect("only an offered position is resumed");
+                tracing::info!(%id, %position, "following: resumed from the archive");
+                Ok(self.lane(position.timeline, id, Some(known), known, SnapshotNeed::None))
+            }
+            Outcome::Gap { timeline, from, to } => {
+                let id = offer.map(|offer| offer.id).expect("only an offered position has a gap behind it");
+                let bytes = to.bytes_since(from);
+                tracing::warn!(
+                    %id, %timeline, %from, %to, bytes,
+                    "gap: the master's backlog no longer held what was missed; moments inside the gap cannot \
+                     be restored; taking a new snapshot (a larger repl-backlog-size avoids this)"
+                );
+                let known = loaded.boundary(Position { timeline, offset: from });
+                let streams = Boundary { offset: to, database: None };
+                Ok(self.lane(timeline, id, Some(known), streams, need(to)))
+            }
+            Outcome::NewTimeline { id, parent, start, streams_after, snapshot, suspect } => {
+                let document = self.document(loaded.catalog.next_seq(), id, parent, start, suspect, info);
+                let seq = catalog::create_timeline(&*self.store, document).await.map_err(FollowEnd::Store)?;
+                say_new_timeline(seq, id, parent, start, suspect);
+                let known = parent.map(|parent| Boundary {
+                    offset: start,
+                    database: loaded.boundary(parent).database,
+                });
+                let streams = match known {
+                    Some(known) if !snapshot => known,
+                    _ => Boundary { offset: streams_after, database: None },
+                };
+                let need = if snapshot { need(streams_after) } else { SnapshotNeed::None };
+                Ok(self.lane(seq, id, known, streams, need))
+            }
+        }
+    }
+
+    fn lane(
+        &self,
+        timeline: TimelineSeq,
+        id: ReplicationId,
+        known: Option<Boundary>,
+        received: Boundary,
+        snapshot: SnapshotNeed,
+    ) -> Lane {
+        let context = BlockContext { archive: self.archive, timeline, id };
+        let uploader = Uploader::new(Arc::clone(&self.store), context, known);
+        Lane { uploader, received, snapshot }
+    }
+
+    fn document(
+        &self,
+        seq: TimelineSeq,
+        id: ReplicationId,
+        parent: Option<Position>,
+        start: Offset,
+        suspect: Option<Suspicion>,
+        info: &Info,
+    ) -> TimelineDocument {
+        TimelineDocument {
+            format: DOCUMENT_FORMAT,
+            seq,
+            id,
+            parent,
+            start,
+            suspect: suspect.map(|suspicion| suspicion.to_string()),
+            created_at: self.clock.unix(),
+            created_by: concat!("perennial ", env!("CARGO_PKG_VERSION")).to_owned(),
+            source: Source {
+                server: info.server_name().to_owned(),
+                version: info.version().to_owned(),
+                run_id: info.text("run_id").unwrap_or("?").to_owned(),
+                address: self.redis.to_string(),
+            },
+        }
+    }
+}
+
+fn say_new_timeline(
+    seq: TimelineSeq,
+    id: ReplicationId,
+    parent: Option<Position>,
+    start: Offset,
+    suspect: Option<Suspicion>,
+) {
+    match (suspect, parent) {
+        (Some(why), _) => tracing::error!(
+            timeline = %seq, %id, %start,
+            "suspect timeline: {why}. It is archived but no seed will use it; if this server is right, run \
+             `perennial accept`"
+        ),
+        (None, Some(parent)) => {
+            tracing::info!(timeline = %seq, %id, %parent, "following: a child timeline begins");
+        }
+        (None, None) => tracing::info!(timeline = %seq, %id, %start, "following: a new timeline begins"),
+    }
+}
+
+pub(super) fn link_end(event: &Event) -> FollowEnd {
+    FollowEnd::Link(match event {
+        Event::TimedOut { stage, silent_ms } => format!("{silent_ms} ms of silence while {stage}"),
+        Event::ProtocolError { stage, expected, found } => {
+            format!("while {stage}: expected {expected}, found {found}")
+        }
+        Event::Closed { stage } => format!("closed by the server while {stage}"),
+        Event::Refused(refusal) => format!("refused: {refusal}"),
+        Event::OptionRefused { .. }
+        | Event::FullResync { .. }
+        | Event::Continued { .. }
+        | Event::PayloadBegins { .. }
+        | Event::Payload(_)
+        | Event::PayloadEnds { .. }
+        | Event::Stream(_) => "the server sent something out of order".into(),
+    })
+}

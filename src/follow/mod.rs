@@ -1,0 +1,29 @@
+//! From the master to the store: follow the replication stream, keep it, acknowledge what is kept.
+//!
+//! ```text
+//! link ------> pipeline ------> encode ------> uploader ------> store
+//! (socket)     (boundaries,     (compressed    (a few at a      |
+//!   ^           sealed pieces)   blocks)        time)           |
+//!   '-- acknowledge <----------- durable <----------------------'
+//!                                   ^
+//! snapshots (second connection) ----'
+//! ```
+//!
+//! What to follow, and under which timeline, is decided in `decide` and carried out by [`Follower`].
+
+mod announce;
+mod budget;
+mod durable;
+mod encode;
+mod follower;
+mod link;
+mod pipeline;
+mod session;
+mod snapshots;
+mod uploader;
+
+pub use durable::Durable;
+pub use follower::{AckMode, FollowEnd, FollowOptions, Follower};
+pub use link::Link;
+pub use pipeline::{Due, PINGS_SEAL_MILLIS, PINGS_WAIT_MILLIS, Pipeline, SealOptions};
+pub use uploader::{Progress, UPLOADS_IN_FLIGHT_MAX, backoff, jittered};

@@ -1,0 +1,314 @@
+//! From received bytes to pieces: finds command ends, cuts at boundaries, decides when a piece is sealed.
+//! Without I/O; what becomes of a sealed piece is the uploader's work.
+
+use bytes::Bytes;
+
+use crate::archive::block::{Boundary, RawBlock};
+use crate::archive::segment::{Chunk, SealedSegment, SegmentBuilder};
+use crate::position::{Offset, Ticks, UnixMillis};
+use crate::proto::resp::{CommandCursor, Malformed};
+
+/// After a GETACK, a shutting-down master also waits for the PINGs that follow (`protocol-facts` 8): they
+/// seal at once for this long.
+pub const PINGS_SEAL_MILLIS: u64 = 30_000;
+/// A piece of nothing but PINGs waits this long for company.
+pub const PINGS_WAIT_MILLIS: u64 = 3_600_000;
+
+/// When a piece is sealed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SealOptions {
+    /// Age of its oldest command, milliseconds.
+    pub interval_millis: u64,
+    /// Bytes of replication stream. A longer command or transaction is cut anywhere and flagged open.
+    pub bytes_max: u64,
+}
+
+/// Why a piece is due.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Due {
+    /// Somebody waits: a GETACK, or a PING soon after one.
+    Waited,
+    /// It is old or big enough.
+    Full,
+    /// Nothing but PINGs for an hour.
+    Idle,
+}
+
+/// Bytes since the last command boundary: not part of a piece until the command is complete or too long.
+#[derive(Debug, Default)]
+struct Tail {
+    chunks: Vec<(Bytes, UnixMillis, Option<u32>)>,
+    bytes: u64,
+}
+
+/// One link's way from bytes to pieces.
+#[derive(Debug)]
+pub struct Pipeline {
+    options: SealOptions,
+    cursor: CommandCursor,
+    builder: SegmentBuilder,
+    /// Bytes of the piece that left with [`Pipeline::take_ready`].
+    taken: u64,
+    tail: Tail,
+    /// When the oldest command of the piece that is not a PING came.
+    oldest: Option<Ticks>,
+    /// When the piece began.
+    began: Option<Ticks>,
+    /// A GETACK is in the piece.
+    waited: bool,
+    last_getack: Option<Ticks>,
+}
+
+impl Pipeline {
+    /// Begins behind a command boundary.
+    pub fn new(options: SealOptions, at: Boundary) -> Self {
+        Self {
+            options,
+            cursor: CommandCursor::new(at.offset, at.database),
+            builder: SegmentBuilder::new(at.offset, at.database),
+            taken: 0,
+            tail: Tail::default(),
+            oldest: None,
+            began: None,
+            waited: false,
+            last_getack: None,
+        }
+    }
+
+    /// Takes bytes in. Returns whether a GETACK was among them.
+    ///
+    /// # Errors
+    /// [`Malformed`] where they are no replication stream; what came before the last boundary stays usable.
+    pub fn receive(&mut self, now: Ticks, at: UnixMillis, mut bytes: Bytes) -> Result<bool, Malformed> {
+        let before = self.cursor.offset();
+        let fed = self.cursor.feed(&bytes)?;
+        if let Some(boundary) = fed.boundary {
+            let whole = usize::try_from(boundary.offset.bytes_since(before)).unwrap_or(bytes.len());
+            let head = bytes.split_to(whole.min(bytes.len()));
+            self.flush_tail(None);
+            self.began.get_or_insert(now);
+            if fed.others > 0 {
+                self.oldest.get_or_insert(now);
+            }
+            self.builder.push(Chunk {
+                bytes: head,
+                at,
+                boundary: Some((boundary.offset, boundary.database)),
+                database_at_end: boundary.database,
+            });
+        }
+        if !bytes.is_empty() {
+            self.tail.bytes += bytes.len() as u64;
+            self.tail.chunks.push((bytes, at, self.cursor.database()));
+        }
+        if self.tail.bytes >= self.options.bytes_max {
+            self.flush_tail(Some(now));
+        }
+        if fed.getack.is_some() {
+            self.waited = true;
+            self.last_getack = Some(now);
+        }
+        Ok(fed.getack.is_some())
+    }
+
+    /// Moves the unfinished command into the piece, which is open then unless a boundary follows.
+    fn flush_tail(&mut self, overlong: Option<Ticks>) {
+        if let Some(now) = overlong {
+            self.began.get_or_insert(now);
+            self.oldest.get_or_insert(now);
+        }
+        for (bytes, at, database_at_end) in std::mem::take(&mut self.tail).chunks {
+            self.builder.push(Chunk { bytes, at, boundary: None, database_at_end });
+        }
+    }
+
+    /// Whether the piece should be sealed now.
+    pub fn due(&self, now: Ticks) -> Option<Due> {
+        if self.builder.is_empty() {
+            return None;
+        }
+        if self.waited {
+            return Some(Due::Waited);
+        }
+        if self.builder.raw_bytes() >= self.options.bytes_max {
+            return Some(Due::Full);
+        }
+        let when = self.due_at()?;
+        (now >= when).then_some(if self.oldest.is_some() {
+            Due::Full
+        } else if self.answers_a_getack(now) {
+            Due::Waited
+        } else {
+            Due::Idle
+        })
+    }
+
+    /// When the piece will be due, if nothing more comes. [`Ticks`] in the past where it is.
+    pub fn due_at(&self) -> Option<Ticks> {
+        if self.builder.is_empty() {
+            return None;
+        }
+        let began = self.began?;
+        if self.waited {
+            return Some(began);
+        }
+        match self.oldest {
+            Some(oldest) => Some(oldest.plus(self.options.interval_millis)),
+            None if self.answers_a_getack(began) => Some(began),
+            None => Some(began.plus(PINGS_WAIT_MILLIS)),
+        }
+    }
+
+    fn answers_a_getack(&self, now: Ticks) -> bool {
+        self.last_getack.is_some_and(|at| now.since(at) <= PINGS_SEAL_MILLIS)
+    }
+
+    /// The next full block of the piece, to be compressed while the piece still grows.
+    pub fn take_ready(&mut self) -> Option<RawBlock> {
+        let block = self.builder.take_ready()?;
+        self.taken += block.raw_bytes() as u64;
+        Some(block)
+    }
+
+    /// Ends the piece at its last byte; what belongs to an unfinished command goes into the next one.
+    pub fn seal(&mut self) -> Option<SealedSegment> {
+        if self.builder.is_empty() {
+            return None;
+        }
+        let database = match self.builder.boundary() {
+            Some(boundary) if boundary.offset == self.builder.last() => boundary.database,
+            _ => self.cursor.database(),
+        };
+        let next = SegmentBuilder::new(self.builder.last(), database);
+        let piece = std::mem::replace(&mut self.builder, next);
+        self.taken = 0;
+        self.oldest = None;
+        self.began = None;
+        self.waited = false;
+        piece.finish()
+    }
+
+    /// The last byte received.
+    pub fn offset(&self) -> Offset {
+        self.cursor.offset()
+    }
+
+    /// The last command boundary received: where to resume after a lost link.
+    pub fn boundary(&self) -> Boundary {
+        let boundary = self.cursor.boundary();
+        Boundary { offset: boundary.offset, database: boundary.database }
+    }
+
+    /// Bytes that are held here: the piece's that were not taken, and the unfinished command's.
+    pub fn unsealed_bytes(&self) -> u64 {
+        (self.builder.raw_bytes() + self.tail.bytes).saturating_sub(self.taken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::handshake::command;
+
+    const OPTIONS: SealOptions = SealOptions { interval_millis: 1000, bytes_max: 1000 };
+
+    fn pipeline() -> Pipeline {
+        Pipeline::new(OPTIONS, Boundary { offset: Offset::new(100), database: None })
+    }
+
+    fn set(bytes: usize) -> Bytes {
+        command(&[b"SET", b"k", &vec![b'x'; bytes]])
+    }
+
+    fn receive(pipeline: &mut Pipeline, now: u64, bytes: Bytes) -> bool {
+        pipeline.receive(Ticks(now), UnixMillis(now), bytes).unwrap()
+    }
+
+    #[test]
+    fn a_piece_is_due_by_age_of_its_oldest_command() {
+        let mut pipeline = pipeline();
+        assert_eq!((pipeline.due(Ticks(0)), pipeline.due_at()), (None, None));
+        receive(&mut pipeline, 10, set(3));
+        receive(&mut pipeline, 900, set(3));
+        assert_eq!(pipeline.due_at(), Some(Ticks(1010)));
+        assert_eq!(pipeline.due(Ticks(1009)), None);
+        assert_eq!(pipeline.due(Ticks(1010)), Some(Due::Full));
+        let sealed = pipeline.seal().unwrap();
+        assert!(!sealed.open);
+        assert_eq!(sealed.span.first, Offset::new(101));
+        assert_eq!(pipeline.due(Ticks(9999)), None);
+    }
+
+    #[test]
+    fn a_getack_seals_at_once_and_is_part_of_the_piece() {
+        let mut pipeline = pipeline();
+        receive(&mut pipeline, 10, set(3));
+        assert!(receive(&mut pipeline, 11, command(&[b"REPLCONF", b"GETACK", b"*"])));
+        assert_eq!(pipeline.due(Ticks(11)), Some(Due::Waited));
+        let sealed = pipeline.seal().unwrap();
+        assert_eq!(sealed.span.last, pipeline.offset());
+    }
+
+    #[test]
+    fn pings_wait_an_hour_but_not_behind_a_getack() {
+        let mut pipeline = pipeline();
+        let ping = || command(&[b"ping"]);
+        receive(&mut pipeline, 10, ping());
+        receive(&mut pipeline, 20, ping());
+        assert_eq!(pipeline.due_at(), Some(Ticks(10 + PINGS_WAIT_MILLIS)));
+        assert_eq!(pipeline.due(Ticks(10 + PINGS_WAIT_MILLIS)), Some(Due::Idle));
+        receive(&mut pipeline, 30, command(&[b"replconf", b"getack", b"*"]));
+        assert!(pipeline.seal().is_some());
+        receive(&mut pipeline, 30 + PINGS_SEAL_MILLIS, ping());
+        assert_eq!(pipeline.due(Ticks(30 + PINGS_SEAL_MILLIS)), Some(Due::Waited));
+        assert!(pipeline.seal().is_some());
+        receive(&mut pipeline, 31 + PINGS_SEAL_MILLIS, ping());
+        assert_eq!(pipeline.due(Ticks(31 + PINGS_SEAL_MILLIS)), None);
+        receive(&mut pipeline, 32 + PINGS_SEAL_MILLIS, set(1));
+        assert_eq!(pipeline.due_at(), Some(Ticks(1032 + PINGS_SEAL_MILLIS)));
+    }
+
+    #[test]
+    fn an_unfinished_command_stays_out_of_the_piece() {
+        let mut pipeline = pipeline();
+        let whole = set(3);
+        let half = set(30).slice(..20);
+        receive(&mut pipeline, 10, [whole.clone(), half.clone()].concat().into());
+        let sealed = pipeline.seal().unwrap();
+        assert_eq!(sealed.span.bytes(), whole.len() as u64);
+        assert!(!sealed.open);
+        assert_eq!(pipeline.unsealed_bytes(), half.len() as u64);
+        assert_eq!(pipeline.boundary().offset, Offset::new(100).plus(whole.len() as u64));
+        receive(&mut pipeline, 20, set(30).slice(20..));
+        let rest = pipeline.seal().unwrap();
+        assert_eq!(rest.span.first, sealed.span.last.next());
+        assert_eq!(rest.span.last, pipeline.offset());
+    }
+
+    #[test]
+    fn a_transaction_is_not_cut_unless_it_is_too_long() {
+        let mut pipeline = pipeline();
+        receive(&mut pipeline, 10, command(&[b"MULTI"]));
+        receive(&mut pipeline, 11, set(300));
+        assert!(pipeline.seal().is_none());
+        receive(&mut pipeline, 12, set(900));
+        assert_eq!(pipeline.due(Ticks(12)), Some(Due::Full));
+        let sealed = pipeline.seal().unwrap();
+        assert!(sealed.open && sealed.boundary.is_none());
+        assert_eq!(pipeline.boundary().offset, Offset::new(100));
+        receive(&mut pipeline, 13, command(&[b"EXEC"]));
+        let rest = pipeline.seal().unwrap();
+        assert!(!rest.open);
+        assert_eq!(pipeline.boundary().offset, rest.span.last);
+    }
+
+    #[test]
+    fn a_malformed_stream_is_an_error_with_its_offset() {
+        let mut pipeline = pipeline();
+        receive(&mut pipeline, 10, set(3));
+        let end = pipeline.offset();
+        let error = pipeline.receive(Ticks(11), UnixMillis(11), Bytes::from_static(b"+PONG\r\n"));
+        assert_eq!(error.unwrap_err().offset, end.next());
+        assert_eq!(pipeline.seal().unwrap().span.last, end);
+    }
+}

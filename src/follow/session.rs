@@ -1,0 +1,307 @@
+//! The life of one link: bytes in, pieces out, acknowledgements back, until it ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::budget::Reservation;
+use super::follower::{AckMode, FollowEnd, Follower, SnapshotNeed, link_end};
+use super::link::Link;
+use super::pipeline::Pipeline;
+use super::snapshots::{SnapshotFailure, SnapshotSink, fetch};
+use super::uploader::{EncodedBlock, Piece, Progress, Uploader, backoff, jittered};
+use crate::position::{Offset, Ticks};
+use crate::proto::handshake::PsyncRequest;
+use crate::proto::replica::Event;
+
+/// How long reading may be held back in all, until the buffers are half empty again, before the link is
+/// closed: a burst is waited out, a store that cannot keep up must not fill the master's output buffer.
+pub const STALL_MILLIS_MAX: u64 = 5_000;
+/// What is kept of `--shutdown-timeout` for the last uploads, at most.
+const LAST_UPLOAD_MILLIS: u64 = 5_000;
+/// The first wait before another attempt at a snapshot.
+const SNAPSHOT_RETRY_FIRST: Duration = Duration::from_secs(1);
+/// The longest wait before another attempt at a snapshot: each one makes the master fork.
+const SNAPSHOT_RETRY_MAX: Duration = Duration::from_secs(60);
+/// How often receipt is acknowledged under `--ack received` when nobody asks, milliseconds.
+const RECEIVED_ACK_MILLIS: u64 = 100;
+
+/// What one link holds that is not in the uploader yet.
+struct Session {
+    pipeline: Pipeline,
+    uploader: Arc<Uploader>,
+    blocks: Vec<EncodedBlock>,
+    gathering: Reservation,
+    sink: Option<SnapshotSink>,
+    stalled_millis: u64,
+    stop_at: Option<Ticks>,
+    received_acked: Ticks,
+}
+
+enum Wake {
+    Event(Event),
+    Progress,
+    Deadline,
+    Room,
+    Snapshot(Result<(), SnapshotFailure>),
+    Stop,
+}
+
+impl Follower {
+    /// Follows an open link until it ends. What was received goes on its way to the store whatever ended it.
+    pub(super) async fn stream(&mut self, link: &mut Link, stop: &mut watch::Receiver<bool>) -> FollowEnd {
+        let Some(lane) = &self.lane else { return FollowEnd::Link("nothing to follow".into()) };
+        let mut session = Session {
+            pipeline: Pipeline::new(self.options.seal, lane.received),
+            uploader: Arc::clone(&lane.uploader),
+            blocks: Vec::new(),
+            gathering: self.budget.reserve(0),
+            sink: None,
+            stalled_millis: 0,
+            stop_at: None,
+            received_acked: self.clock.ticks(),
+        };
+        let end = self.run(&mut session, link, stop).await;
+        self.seal(&mut session);
+        if let Some(lane) = &mut self.lane {
+            lane.received = session.pipeline.boundary();
+        }
+        if session.stop_at.is_some() {
+            self.last_words(&session, link).await;
+        }
+        end
+    }
+
+    async fn run(
+        &mut self,
+        session: &mut Session,
+        link: &mut Link,
+        stop: &mut watch::Receiver<bool>,
+    ) -> FollowEnd {
+        let mut progress = session.uploader.subscribe();
+        loop {
+            self.acknowledge(session, link, &progress);
+            self.start_snapshot(&session.uploader);
+            let before = self.clock.ticks();
+            let read = self.budget.has_room();
+            let wake = self.wait(session, link, read, &mut progress, stop).await;
+            let now = self.clock.ticks();
+            if let Some(end) = self.stalled(session, read, now.since(before)) {
+                return end;
+            }
+            let handled = match wake {
+                Wake::Event(event) => self.handle(session, event).await,
+                Wake::Snapshot(result) => self.snapshot_ended(result),
+                Wake::Stop => {
+                    self.begin_to_stop(session, now);
+                    Ok(())
+                }
+                Wake::Progress | Wake::Deadline | Wake::Room => Ok(()),
+            };
+            if let Err(end) = handled {
+                return if session.stop_at.is_some() { FollowEnd::Stopped } else { end };
+            }
+            if session.stop_at.is_some_and(|at| now >= at) {
+                return FollowEnd::Stopped;
+            }
+            if session.pipeline.due(now).is_some() && session.uploader.has_slot() {
+                self.seal(session);
+            }
+        }
+    }
+
+    async fn wait(
+        &mut self,
+        session: &Session,
+        link: &mut Link,
+        read: bool,
+        progress: &mut watch::Receiver<Progress>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Wake {
+        let now = self.clock.ticks();
+        // With every slot taken a due piece goes on gathering; progress wakes us.
+        let seal_at = session.pipeline.due_at().filter(|_| session.uploader.has_slot());
+        let stall_at = (!read).then(|| now.plus(STALL_MILLIS_MAX.saturating_sub(session.stalled_millis)));
+        let deadline = [seal_at, stall_at, session.stop_at].into_iter().flatten().min();
+        let sleep = Duration::from_millis(deadline.map_or(3_600_000, |at| at.since(now)));
+        let stopping = session.stop_at.is_some();
+        let budget = Arc::clone(&self.budget);
+        let snapshot = self.lane.as_mut().map(|lane| &mut lane.snapshot);
+        let snapshot = async {
+            match snapshot {
+                Some(SnapshotNeed::Running(task)) => {
+                    task.await.expect("the snapshot task neither panics nor is cancelled while it is awaited")
+                }
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            event = link.next(read) => Wake::Event(event),
+            _ = progress.changed() => Wake::Progress,
+            () = tokio::time::sleep(sleep) => Wake::Deadline,
+            () = budget.room(), if !read => Wake::Room,
+            result = snapshot => Wake::Snapshot(result),
+            _ = stop.wait_for(|stop| *stop), if !stopping => Wake::Stop,
+        }
+    }
+
+    async fn handle(&mut self, session: &mut Session, event: Event) -> Result<(), FollowEnd> {
+        match event {
+            Event::Stream(bytes) => self.receive(session, bytes),
+            Event::PayloadBegins { .. } => {
+                let Some(at) = self.payload_on_link() else { return Ok(()) };
+                let begun = SnapshotSink::begin(
+                    Arc::clone(&session.uploader),
+                    Arc::clone(&self.encoder),
+                    Arc::clone(&self.budget),
+                    at,
+                    &*self.clock,
+                );
+                session.sink = Some(begun.await.map_err(FollowEnd::Store)?);
+                Ok(())
+            }
+            Event::Payload(bytes) => match &mut session.sink {
+                Some(sink) => sink.write(bytes).await.map_err(FollowEnd::Store),
+                None => Ok(()),
+            },
+            Event::PayloadEnds { .. } => {
+                let Some(sink) = session.sink.take() else { return Ok(()) };
+                let bytes = sink.finish(&self.redis.to_string()).await.map_err(FollowEnd::Snapshot)?;
+                if let Some(lane) = &mut self.lane {
+                    lane.snapshot = SnapshotNeed::None;
+                }
+                tracing::info!(bytes, "snapshot complete");
+                Ok(())
+            }
+            other => Err(link_end(&other)),
+        }
+    }
+
+    fn payload_on_link(&self) -> Option<Offset> {
+        match self.lane.as_ref()?.snapshot {
+            SnapshotNeed::OnLink(at) => Some(at),
+            SnapshotNeed::None | SnapshotNeed::Wanted | SnapshotNeed::Running(_) => None,
+        }
+    }
+
+    fn receive(&self, session: &mut Session, bytes: Bytes) -> Result<(), FollowEnd> {
+        let now = self.clock.ticks();
+        let waited =
+            session.pipeline.receive(now, self.clock.unix(), bytes).map_err(FollowEnd::Malformed)?;
+        self.take_ready(session);
+        if waited {
+            session.received_acked = Ticks(0);
+        }
+        Ok(())
+    }
+
+    /// Hands full blocks to the encoder, so that what waits in memory is compressed.
+    fn take_ready(&self, session: &mut Session) {
+        while let Some(block) = session.pipeline.take_ready() {
+            self.encode(session, block);
+        }
+        session.gathering.resize(session.pipeline.unsealed_bytes());
+    }
+
+    fn encode(&self, session: &mut Session, block: crate::archive::block::RawBlock) {
+        let held = self.budget.reserve(block.raw_bytes() as u64);
+        let (encoder, context) = (Arc::clone(&self.encoder), session.uploader.context());
+        session.blocks.push(tokio::spawn(async move { encoder.encode(block, context, held).await }));
+    }
+
+    fn seal(&self, session: &mut Session) {
+        self.take_ready(session);
+        let Some(sealed) = session.pipeline.seal() else { return };
+        for block in sealed.blocks {
+            self.encode(session, block);
+        }
+        let blocks = std::mem::take(&mut session.blocks);
+        session.uploader.submit(Piece { span: sealed.span, boundary: sealed.boundary, blocks });
+        session.gathering.resize(session.pipeline.unsealed_bytes());
+    }
+
+    fn acknowledge(&self, session: &mut Session, link: &mut Link, progress: &watch::Receiver<Progress>) {
+        let durable = progress.borrow().durable.map_or(Offset::ZERO, |boundary| boundary.offset);
+        match self.options.ack {
+            AckMode::Durable => link.acknowledge(durable, durable),
+            AckMode::Received => {
+                let now = self.clock.ticks();
+                if now.since(session.received_acked) >= RECEIVED_ACK_MILLIS {
+                    session.received_acked = now;
+                    link.acknowledge(session.pipeline.boundary().offset, durable);
+                }
+            }
+        }
+    }
+
+    fn stalled(&self, session: &mut Session, read: bool, waited_millis: u64) -> Option<FollowEnd> {
+        if !read {
+            session.stalled_millis += waited_millis;
+        } else if self.budget.used() <= self.options.buffer_bytes / 2 {
+            session.stalled_millis = 0;
+        }
+        (session.stalled_millis >= STALL_MILLIS_MAX).then_some(FollowEnd::Stalled)
+    }
+
+    fn start_snapshot(&mut self, uploader: &Arc<Uploader>) {
+        let options = self.replica_options(PsyncRequest::Full);
+        let Some(lane) = &mut self.lane else { return };
+        if !matches!(lane.snapshot, SnapshotNeed::Wanted) {
+            return;
+        }
+        let (redis, uploader) = (self.redis.clone(), Arc::clone(uploader));
+        let (encoder, budget, clock) =
+            (Arc::clone(&self.encoder), Arc::clone(&self.budget), Arc::clone(&self.clock));
+        lane.snapshot = SnapshotNeed::Running(tokio::spawn(async move {
+            let mut attempts = 0;
+            loop {
+                let (uploader, clock) = (Arc::clone(&uploader), Arc::clone(&clock));
+                let (encoder, budget) = (Arc::clone(&encoder), Arc::clone(&budget));
+                match fetch(&redis, options.clone(), uploader, encoder, budget, clock).await {
+                    Ok((offset, bytes)) => {
+                        tracing::info!(%offset, bytes, "snapshot complete");
+                        return Ok(());
+                    }
+                    Err(error @ SnapshotFailure::OtherHistory { .. }) => return Err(error),
+                    Err(error) => {
+                        attempts += 1;
+                        let wait = jittered(backoff(SNAPSHOT_RETRY_FIRST, SNAPSHOT_RETRY_MAX, attempts));
+                        tracing::warn!(attempts, wait_ms = wait.as_millis(), "{error}; trying again");
+                        tokio::time::sleep(wait).await;
+                    }
+                }
+            }
+        }));
+    }
+
+    fn snapshot_ended(&mut self, result: Result<(), SnapshotFailure>) -> Result<(), FollowEnd> {
+        if let Some(lane) = &mut self.lane {
+            lane.snapshot = if result.is_ok() { SnapshotNeed::None } else { SnapshotNeed::Wanted };
+        }
+        result.map_err(FollowEnd::Snapshot)
+    }
+
+    fn begin_to_stop(&self, session: &mut Session, now: Ticks) {
+        let margin = LAST_UPLOAD_MILLIS.min(self.options.shutdown_millis / 4);
+        session.stop_at = Some(now.plus(self.options.shutdown_millis - margin));
+        tracing::info!(
+            seconds = (self.options.shutdown_millis - margin) / 1000,
+            "stopping: following until the master closes the link, this long at most"
+        );
+    }
+
+    /// After being told to stop: what was received goes into the store and is acknowledged, so that a master
+    /// that waits for us in its own shutdown sees it.
+    async fn last_words(&self, session: &Session, link: &mut Link) {
+        let margin = LAST_UPLOAD_MILLIS.min(self.options.shutdown_millis / 4);
+        let drained = session.uploader.drained();
+        if tokio::time::timeout(Duration::from_millis(margin), drained).await.is_ok()
+            && let Some(durable) = session.uploader.durable()
+        {
+            link.acknowledge(durable.offset, durable.offset);
+            link.flush().await;
+        }
+    }
+}

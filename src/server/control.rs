@@ -1,0 +1,252 @@
+//! The control connection: INFO, the takeover transaction, REPLICAOF, and CONFIG GET where allowed.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use redis_protocol::resp2::decode::decode_bytes;
+use redis_protocol::resp2::types::BytesFrame;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use super::info::Info;
+use super::net::{Address, Connection};
+
+/// How long one answer may take.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// The largest answer that is read, in bytes: INFO is a few KiB.
+pub const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Why a command on the control connection failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The server cannot be reached.
+    #[error("cannot connect to {address}: {error}; is the server running and the address right?")]
+    Connect {
+        /// The server's address.
+        address: String,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The connection broke.
+    #[error("lost the control connection to {address}: {error}")]
+    Lost {
+        /// The server's address.
+        address: String,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// No answer in time.
+    #[error("no answer from {address} to {command} within {} s", ANSWER_TIMEOUT.as_secs())]
+    Silent {
+        /// The server's address.
+        address: String,
+        /// The command.
+        command: String,
+    },
+    /// The server answered with an error.
+    #[error("{address} refused {command}: {answer}{}", hint(answer))]
+    Refused {
+        /// The server's address.
+        address: String,
+        /// The command.
+        command: String,
+        /// The error as the server spelled it.
+        answer: String,
+    },
+    /// The answer is not Redis protocol.
+    #[error("{address} does not speak the Redis protocol: it answered {found:?}; is this the right port?")]
+    NotRedis {
+        /// The server's address.
+        address: String,
+        /// The first bytes of the answer.
+        found: String,
+    },
+    /// The answer has an unexpected shape.
+    #[error("{address} gave an unexpected answer to {command}: {found}")]
+    Unexpected {
+        /// The server's address.
+        address: String,
+        /// The command.
+        command: String,
+        /// What came.
+        found: String,
+    },
+}
+
+fn hint(answer: &str) -> &'static str {
+    if answer.starts_with("NOAUTH") {
+        "; put the password into --redis, as redis://:password@host:port"
+    } else if answer.starts_with("WRONGPASS") || answer.starts_with("ERR invalid password") {
+        "; check the user and password in --redis"
+    } else if answer.starts_with("NOPERM") {
+        "; the ACL user needs +psync +replconf +ping +info, and +replicaof +multi +exec to be seeded"
+    } else {
+        ""
+    }
+}
+
+/// A connection for commands and answers, one at a time.
+#[derive(Debug)]
+pub struct Control {
+    address: String,
+    connection: Connection,
+    received: BytesMut,
+    /// REPLICAOF from 5.0 on, SLAVEOF before (`protocol-facts` 4.1): ACL rules name one of them.
+    replicaof: &'static str,
+}
+
+impl Control {
+    /// Connects and logs in.
+    ///
+    /// # Errors
+    /// [`ControlError`] where the server cannot be reached or refuses the password.
+    pub async fn connect(address: &Address) -> Result<Self, ControlError> {
+        let connection = Connection::open(&address.endpoint)
+            .await
+            .map_err(|error| ControlError::Connect { address: address.to_string(), error })?;
+        let mut control = Self {
+            address: address.to_string(),
+            connection,
+            received: BytesMut::with_capacity(16 * 1024),
+            replicaof: "REPLICAOF",
+        };
+        if let Some(credentials) = &address.credentials {
+            let mut auth: Vec<&[u8]> = vec![b"AUTH"];
+            auth.extend(credentials.user.as_ref().map(|user| user.as_bytes()));
+            auth.push(credentials.password.as_bytes());
+            control.command(&auth).await?;
+        }
+        Ok(control)
+    }
+
+    /// Our own address on this connection.
+    pub fn local_ip(&self) -> Option<std::net::IpAddr> {
+        self.connection.local_ip()
+    }
+
+    /// Sends one command and waits for its answer.
+    ///
+    /// # Errors
+    /// [`ControlError`]; an error answer is [`ControlError::Refused`].
+    pub async fn command(&mut self, arguments: &[&[u8]]) -> Result<BytesFrame, ControlError> {
+        // Never the arguments of AUTH: they are secret.
+        let name = String::from_utf8_lossy(arguments.first().copied().unwrap_or_default()).into_owned();
+        let exchange = async {
+            self.connection.write_all(&encode(arguments)).await?;
+            self.answer().await
+        };
+        let outcome = timeout(ANSWER_TIMEOUT, exchange).await;
+        let address = || self.address.clone();
+        match outcome {
+            Err(_) => Err(ControlError::Silent { address: address(), command: name }),
+            Ok(Err(error)) => Err(ControlError::Lost { address: address(), error }),
+            Ok(Ok(Answer::Garbage(found))) => Err(ControlError::NotRedis { address: address(), found }),
+            Ok(Ok(Answer::Frame(BytesFrame::Error(answer)))) => {
+                Err(ControlError::Refused { address: address(), command: name, answer: answer.to_string() })
+            }
+            Ok(Ok(Answer::Frame(frame))) => Ok(frame),
+        }
+    }
+
+    async fn answer(&mut self) -> std::io::Result<Answer> {
+        loop {
+            if !self.received.is_empty() {
+                if !matches!(self.received[0], b'+' | b'-' | b':' | b'$' | b'*') {
+                    return Ok(Answer::Garbage(head_of(&self.received)));
+                }
+                let snapshot = Bytes::copy_from_slice(&self.received);
+                match decode_bytes(&snapshot) {
+                    Ok(Some((frame, used))) => {
+                        let _ = self.received.split_to(used);
+                        return Ok(Answer::Frame(frame));
+                    }
+                    Ok(None) if self.received.len() < ANSWER_BYTES_MAX => {}
+                    Ok(None) | Err(_) => return Ok(Answer::Garbage(head_of(&self.received))),
+                }
+            }
+            if self.connection.read_buf(&mut self.received).await? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    /// Asks INFO, all the default sections.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn info(&mut self) -> Result<Info, ControlError> {
+        let frame = self.command(&[b"INFO"]).await?;
+        let info = self.info_of(&frame, "INFO")?;
+        self.replicaof = if info.version_numbers() < (5, 0) { "SLAVEOF" } else { "REPLICAOF" };
+        Ok(info)
+    }
+
+    fn info_of(&self, frame: &BytesFrame, command: &str) -> Result<Info, ControlError> {
+        match frame {
+            BytesFrame::BulkString(text) | BytesFrame::SimpleString(text) => {
+                Ok(Info::parse(&String::from_utf8_lossy(text)))
+            }
+            other => Err(self.unexpected(command, other)),
+        }
+    }
+
+    fn unexpected(&self, command: &str, frame: &BytesFrame) -> ControlError {
+        let mut found = format!("{frame:?}");
+        found.truncate(200);
+        ControlError::Unexpected { address: self.address.clone(), command: command.into(), found }
+    }
+
+    /// Makes the server our replica and tells what it was at that very moment: `MULTI; INFO; REPLICAOF; EXEC`.
+    /// Its data stay as they are until a payload is sent (`protocol-facts` 8), so a caller that does not like
+    /// the INFO gives it back by [`Self::promote`].
+    ///
+    /// # Errors
+    /// [`ControlError`]; a cluster node refuses REPLICAOF.
+    pub async fn take_over(&mut self, host: &str, port: u16) -> Result<Info, ControlError> {
+        self.command(&[b"MULTI"]).await?;
+        self.command(&[b"INFO"]).await?;
+        self.command(&[self.replicaof.as_bytes(), host.as_bytes(), port.to_string().as_bytes()]).await?;
+        let frame = self.command(&[b"EXEC"]).await?;
+        let BytesFrame::Array(answers) = &frame else { return Err(self.unexpected("EXEC", &frame)) };
+        if let Some(BytesFrame::Error(answer)) = answers.get(1) {
+            return Err(ControlError::Refused {
+                address: self.address.clone(),
+                command: "REPLICAOF".into(),
+                answer: answer.to_string(),
+            });
+        }
+        match answers.first() {
+            Some(info) => self.info_of(info, "INFO"),
+            None => Err(self.unexpected("EXEC", &frame)),
+        }
+    }
+
+    /// Makes the server a master: `REPLICAOF NO ONE`.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn promote(&mut self) -> Result<(), ControlError> {
+        self.command(&[self.replicaof.as_bytes(), b"NO", b"ONE"]).await.map(drop)
+    }
+}
+
+#[derive(Debug)]
+enum Answer {
+    Frame(BytesFrame),
+    Garbage(String),
+}
+
+fn head_of(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned()
+}
+
+/// A command as RESP.
+pub fn encode(arguments: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = format!("*{}\r\n", arguments.len()).into_bytes();
+    for argument in arguments {
+        bytes.extend_from_slice(format!("${}\r\n", argument.len()).as_bytes());
+        bytes.extend_from_slice(argument);
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes
+}

@@ -1,0 +1,198 @@
+//! INFO as facts: reads the sections that decisions need, whatever the version calls them.
+
+use std::collections::HashMap;
+
+use crate::decide::{Role, Server};
+use crate::position::{Offset, ReplicationId};
+
+/// The answer to INFO, field by field.
+#[derive(Clone, Debug, Default)]
+pub struct Info {
+    fields: HashMap<String, String>,
+    keys: u64,
+}
+
+/// INFO lacks what it must have.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("INFO has no usable {field}: is this a Redis or Valkey server, and may this user run INFO?")]
+pub struct MissingField {
+    field: &'static str,
+}
+
+impl Info {
+    /// Reads the text of an answer. Unknown lines are kept, broken ones ignored.
+    pub fn parse(text: &str) -> Self {
+        let mut info = Self::default();
+        for line in text.lines() {
+            let Some((name, value)) = line.trim_end().split_once(':') else { continue };
+            if name.starts_with("db")
+                && let Some(keys) = value.split(',').find_map(|part| part.strip_prefix("keys="))
+            {
+                info.keys = info.keys.saturating_add(keys.parse().unwrap_or(1));
+            }
+            info.fields.insert(name.to_owned(), value.to_owned());
+        }
+        info
+    }
+
+    /// One field's text.
+    pub fn text(&self, field: &str) -> Option<&str> {
+        self.fields.get(field).map(String::as_str)
+    }
+
+    /// One field as a number.
+    pub fn number(&self, field: &str) -> Option<u64> {
+        self.text(field)?.parse().ok()
+    }
+
+    /// Keys in all databases.
+    pub fn keys(&self) -> u64 {
+        self.keys
+    }
+
+    /// The server is reading its own dump or a payload: its keyspace says nothing yet (`protocol-facts` 8).
+    pub fn is_loading(&self) -> bool {
+        self.number("loading") != Some(0) || self.number("async_loading") == Some(1)
+    }
+
+    /// "redis" or "valkey".
+    pub fn server_name(&self) -> &str {
+        if self.fields.contains_key("valkey_version") { "valkey" } else { "redis" }
+    }
+
+    /// The real version: valkey says 7.2.4 in `redis_version` (`protocol-facts` 1.4).
+    pub fn version(&self) -> &str {
+        self.text("valkey_version").or_else(|| self.text("redis_version")).unwrap_or("?")
+    }
+
+    /// The first two numbers of the version.
+    pub fn version_numbers(&self) -> (u32, u32) {
+        let mut numbers = self.version().split('.').map(|part| part.parse().unwrap_or(0));
+        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+    }
+
+    /// What a decision needs. `is_us` tells whether a master's host and port are our own seeder.
+    ///
+    /// # Errors
+    /// [`MissingField`] where role, id or offset cannot be read.
+    pub fn server(&self, is_us: impl Fn(&str, u16) -> bool) -> Result<Server, MissingField> {
+        let field = |name: &'static str| self.text(name).ok_or(MissingField { field: name });
+        let role = match field("role")? {
+            "master" => Role::Master,
+            _ => self.replica_role(is_us)?,
+        };
+        let id = field("master_replid")?
+            .parse::<ReplicationId>()
+            .map_err(|_| MissingField { field: "master_replid" })?;
+        let offset = self
+            .number("master_repl_offset")
+            .map(Offset::new)
+            .ok_or(MissingField { field: "master_repl_offset" })?;
+        Ok(Server {
+            role,
+            run_id: self.text("run_id").unwrap_or("").to_owned(),
+            id,
+            offset,
+            previous: self.previous(),
+            empty: self.keys == 0 && self.number("number_of_libraries").unwrap_or(0) == 0,
+            untouched: self.untouched(),
+            // The field is cut to whole seconds on both ends: up to one second more than the truth.
+            uptime_millis: self.number("uptime_in_seconds").unwrap_or(0).saturating_mul(1000).saturating_sub(1000),
+        })
+    }
+
+    fn replica_role(&self, is_us: impl Fn(&str, u16) -> bool) -> Result<Role, MissingField> {
+        let host = self.text("master_host").ok_or(MissingField { field: "master_host" })?;
+        let port = self.text("master_port").and_then(|port| port.parse().ok());
+        let port: u16 = port.ok_or(MissingField { field: "master_port" })?;
+        if is_us(host, port) {
+            return Ok(Role::ReplicaOfUs);
+        }
+        Ok(Role::Replica { link_up: self.text("master_link_status") == Some("up") })
+    }
+
+    fn previous(&self) -> Option<(ReplicationId, Offset)> {
+        let id: ReplicationId = self.text("master_replid2")?.parse().ok()?;
+        // -1 where there is none.
+        let second = self.number("second_repl_offset")?;
+        (!id.is_none() && second > 0).then(|| (id, Offset::new(second).previous()))
+    }
+
+    /// Nothing was written since the process started. `rdb_changes_since_last_save` alone is not enough: a
+    /// save in between sets it back, so no save may have happened either. Keys that expired do not count.
+    fn untouched(&self) -> bool {
+        let no_save = match self.number("rdb_saves") {
+            Some(saves) => saves == 0,
+            // Before 7.0: a process that never saved says that its last save was its own start. `server_time`
+            // is not there everywhere, so a background save's own duration tells: -1 before the first one.
+            None => self.text("rdb_last_bgsave_time_sec") == Some("-1"),
+        };
+        self.number("rdb_changes_since_last_save") == Some(0)
+            && self.number("rdb_bgsave_in_progress").unwrap_or(0) == 0
+            && no_save
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRESH: &str = "# Server\r\nredis_version:7.0.15\r\nrun_id:abc\r\nuptime_in_seconds:9\r\n# Persistence\r\n\
+        loading:0\r\nasync_loading:0\r\nrdb_changes_since_last_save:0\r\nrdb_bgsave_in_progress:0\r\nrdb_saves:0\r\n\
+        # Replication\r\nrole:master\r\nmaster_replid:1111111111111111111111111111111111111111\r\n\
+        master_replid2:0000000000000000000000000000000000000000\r\nmaster_repl_offset:0\r\nsecond_repl_offset:-1\r\n";
+
+    fn server(extra: &str) -> Server {
+        Info::parse(&format!("{FRESH}{extra}")).server(|host, port| (host, port) == ("127.0.0.1", 7)).unwrap()
+    }
+
+    #[test]
+    fn a_fresh_empty_master() {
+        let server = server("");
+        assert_eq!(server.role, Role::Master);
+        assert!(server.empty && server.untouched);
+        assert_eq!(server.previous, None);
+        assert_eq!(server.uptime_millis, 8000);
+    }
+
+    #[test]
+    fn keys_functions_and_writes_are_seen() {
+        assert!(!server("db0:keys=1,expires=0,avg_ttl=0\r\n").empty);
+        assert!(!server("number_of_libraries:1\r\n").empty);
+        for touched in ["rdb_changes_since_last_save:1", "rdb_saves:1", "rdb_bgsave_in_progress:1"] {
+            assert!(!server(&format!("{touched}\r\n")).untouched, "{touched}");
+        }
+    }
+
+    #[test]
+    fn a_second_id_names_the_last_offset_it_continues_from() {
+        let server = server("master_replid2:2222222222222222222222222222222222222222\r\nsecond_repl_offset:101\r\n");
+        assert_eq!(server.previous.unwrap().1, Offset::new(100));
+    }
+
+    #[test]
+    fn a_replica_knows_whose_it_is() {
+        let replica = |host: &str, port, link| {
+            server(&format!("role:slave\r\nmaster_host:{host}\r\nmaster_port:{port}\r\nmaster_link_status:{link}\r\n"))
+                .role
+        };
+        assert_eq!(replica("127.0.0.1", 7, "down"), Role::ReplicaOfUs);
+        assert_eq!(replica("127.0.0.1", 8, "down"), Role::Replica { link_up: false });
+        assert_eq!(replica("other", 7, "up"), Role::Replica { link_up: true });
+    }
+
+    #[test]
+    fn loading_and_versions() {
+        assert!(!Info::parse(FRESH).is_loading());
+        assert!(Info::parse("loading:1\r\n").is_loading());
+        assert!(Info::parse("").is_loading(), "what does not say that it has loaded may still be loading");
+        let valkey = Info::parse("redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:9.1.2\r\n");
+        assert_eq!((valkey.server_name(), valkey.version_numbers()), ("valkey", (9, 1)));
+    }
+
+    #[test]
+    fn what_is_not_a_server_is_an_error() {
+        let error = Info::parse("<html>").server(|_, _| false).unwrap_err();
+        assert!(error.to_string().contains("INFO"));
+    }
+}

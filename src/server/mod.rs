@@ -1,0 +1,6 @@
+//! The Redis or Valkey server beside us: how to reach it, what it says of itself, and the few commands that
+//! change its role. The replication protocol itself is `proto`'s.
+
+pub mod control;
+pub mod info;
+pub mod net;
