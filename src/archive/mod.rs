@@ -1,1 +1,12 @@
-//! What lies in the bucket, as values and bytes.
+//! What lies in the bucket, as values and bytes: names, documents, blocks, segments and snapshots.
+//!
+//! Nothing here reads or writes a store, speaks to a server or tells the time; `docs/format.md` gives every
+//! byte that these modules write.
+
+pub mod block;
+pub mod document;
+pub mod layout;
+pub mod segment;
+pub mod snapshot;
+
+mod pieces;

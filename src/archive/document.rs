@@ -1,0 +1,255 @@
+//! The JSON documents of an archive: its own, one per timeline, one per acceptance. Which of them follow
+//! from each other is left to `archive::timeline`.
+//!
+//! Readers pass over fields they do not know; a format number above [`DOCUMENT_FORMAT`] is an error.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::layout::ArchiveId;
+use crate::position::{Offset, Position, ReplicationId, TimelineSeq, UnixMillis};
+
+/// The format number of the documents written here.
+pub const DOCUMENT_FORMAT: u32 = 1;
+
+/// The longest document that is read, in bytes.
+pub const DOCUMENT_BYTES_MAX: usize = 64 * 1024;
+
+/// A document cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DocumentError {
+    /// A later version changed the meaning of the fields.
+    #[error("written by a newer Perennial (format {found}), this one reads {known}: upgrade")]
+    Newer {
+        /// The document's format number.
+        found: u32,
+        /// The highest format number read here.
+        known: u32,
+    },
+    /// Far longer than any document written here.
+    #[error("{bytes} bytes are too many for a document (at most {max}): not written by Perennial")]
+    TooLong {
+        /// The document's length in bytes.
+        bytes: usize,
+        /// The longest that is read, in bytes.
+        max: usize,
+    },
+    /// Not JSON, or not with the fields that are needed.
+    #[error("not a {what}: {source}")]
+    Malformed {
+        /// What it should have been.
+        what: &'static str,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+}
+
+/// `archive.json`: what the archive is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ArchiveDocument {
+    /// [`DOCUMENT_FORMAT`].
+    pub format: u32,
+    /// Names the archive in every block.
+    pub archive: ArchiveId,
+    /// The data set's name, where one was given.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// When it was created.
+    #[serde(with = "unix_millis")]
+    pub created_at: UnixMillis,
+}
+
+/// `timeline.json`: where a timeline comes from.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TimelineDocument {
+    /// [`DOCUMENT_FORMAT`].
+    pub format: u32,
+    /// Its number.
+    #[serde(with = "timeline_seq")]
+    pub seq: TimelineSeq,
+    /// Its replication id.
+    #[serde(with = "replication_id")]
+    pub id: ReplicationId,
+    /// The position it continues; none for a root, which starts with a snapshot.
+    #[serde(default, with = "optional_position")]
+    pub parent: Option<Position>,
+    /// The offset before its own first byte, which is `start + 1`. It differs from the parent's offset where
+    /// a seed had to use an id of its own.
+    #[serde(with = "offset")]
+    pub start: Offset,
+    /// Why it is never chosen as the head until it is accepted; none where nothing is wrong.
+    #[serde(default)]
+    pub suspect: Option<String>,
+    /// When it was created.
+    #[serde(with = "unix_millis")]
+    pub created_at: UnixMillis,
+    /// Which Perennial created it.
+    pub created_by: String,
+    /// The server it was taken from.
+    pub source: Source,
+}
+
+/// The server a timeline was taken from.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Source {
+    /// `redis` or `valkey`.
+    pub server: String,
+    /// Its version.
+    pub version: String,
+    /// Its run id: another one means that it was started again.
+    #[serde(default)]
+    pub run_id: String,
+    /// Its address, without secrets.
+    #[serde(default)]
+    pub address: String,
+}
+
+/// `accepted-….json`: the note that makes a suspect timeline eligible as the head.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AcceptedDocument {
+    /// [`DOCUMENT_FORMAT`].
+    pub format: u32,
+    /// When it was accepted.
+    #[serde(with = "unix_millis")]
+    pub accepted_at: UnixMillis,
+    /// Who accepted it.
+    pub by: String,
+    /// Why.
+    pub reason: String,
+}
+
+macro_rules! document {
+    ($type:ty, $what:literal) => {
+        impl $type {
+            /// The document as it is stored: indented JSON that ends with a line feed.
+            pub fn encode(&self) -> Bytes {
+                encode(self)
+            }
+
+            /// Reads a stored document.
+            ///
+            /// # Errors
+            /// [`DocumentError`]: written by a newer version, too long, or not such a document.
+            pub fn decode(bytes: &[u8]) -> Result<Self, DocumentError> {
+                decode(bytes, $what)
+            }
+        }
+    };
+}
+
+document!(ArchiveDocument, "archive document");
+document!(TimelineDocument, "timeline document");
+document!(AcceptedDocument, "acceptance");
+
+fn encode(document: &impl Serialize) -> Bytes {
+    let mut bytes = serde_json::to_vec_pretty(document)
+        .expect("documents have only text keys and are written to memory");
+    bytes.push(b'\n');
+    bytes.into()
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8], what: &'static str) -> Result<T, DocumentError> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    if bytes.len() > DOCUMENT_BYTES_MAX {
+        return Err(DocumentError::TooLong {
+            bytes: bytes.len(),
+            max: DOCUMENT_BYTES_MAX,
+        });
+    }
+    let malformed = |source| DocumentError::Malformed { what, source };
+    // First the number alone: a newer format may lack or change every other field.
+    let Format { format } = serde_json::from_slice(bytes).map_err(malformed)?;
+    if format > DOCUMENT_FORMAT {
+        return Err(DocumentError::Newer {
+            found: format,
+            known: DOCUMENT_FORMAT,
+        });
+    }
+    serde_json::from_slice(bytes).map_err(malformed)
+}
+
+/// How the words of `position` are spelled in documents, in one line each.
+macro_rules! spelled_as_number {
+    ($module:ident, $type:ty, $number:ty, $from:expr, $to:expr) => {
+        mod $module {
+            use super::*;
+
+            pub(super) fn serialize<S: serde::Serializer>(
+                value: &$type,
+                serializer: S,
+            ) -> Result<S::Ok, S::Error> {
+                let to: fn(&$type) -> $number = $to;
+                to(value).serialize(serializer)
+            }
+
+            pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(
+                deserializer: D,
+            ) -> Result<$type, D::Error> {
+                <$number>::deserialize(deserializer).map($from)
+            }
+        }
+    };
+}
+
+spelled_as_number!(unix_millis, UnixMillis, u64, UnixMillis, |at| at.0);
+spelled_as_number!(offset, Offset, u64, Offset::new, |offset| offset.as_u64());
+spelled_as_number!(timeline_seq, TimelineSeq, u32, TimelineSeq::new, |seq| seq
+    .as_u32());
+
+mod replication_id {
+    use super::*;
+
+    pub(super) fn serialize<S: serde::Serializer>(
+        id: &ReplicationId,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(id)
+    }
+
+    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<ReplicationId, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+mod optional_position {
+    use super::*;
+
+    #[derive(Serialize, Deserialize)]
+    struct Spelled {
+        #[serde(with = "super::timeline_seq")]
+        timeline: TimelineSeq,
+        #[serde(with = "super::offset")]
+        offset: Offset,
+    }
+
+    pub(super) fn serialize<S: serde::Serializer>(
+        position: &Option<Position>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        position
+            .map(|Position { timeline, offset }| Spelled { timeline, offset })
+            .serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Position>, D::Error> {
+        let spelled = Option::<Spelled>::deserialize(deserializer)?;
+        Ok(spelled.map(|Spelled { timeline, offset }| Position { timeline, offset }))
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} at {}", self.server, self.version, self.address)
+    }
+}
