@@ -1,3 +1,7 @@
-//! The `perennial` command.
+//! The `perennial` command: see `perennial --help`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    perennial::cli::main()
+}

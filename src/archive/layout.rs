@@ -391,6 +391,11 @@ pub const fn timelines_prefix() -> &'static str {
     TIMELINES
 }
 
+/// Where every timeline of one number lies: one, unless two creators raced for it.
+pub fn timeline_number_prefix(seq: TimelineSeq) -> String {
+    format!("{TIMELINES}{:0NUMBER_DIGITS$}-", seq.as_u32())
+}
+
 /// Where everything of one timeline lies.
 pub fn timeline_prefix(seq: TimelineSeq, id: &ReplicationId) -> String {
     format!("{TIMELINES}{:0NUMBER_DIGITS$}-{id}/", seq.as_u32())

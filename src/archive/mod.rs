@@ -6,7 +6,9 @@
 pub mod block;
 pub mod document;
 pub mod layout;
+pub mod plan;
 pub mod segment;
 pub mod snapshot;
+pub mod timeline;
 
 mod pieces;

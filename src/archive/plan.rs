@@ -48,7 +48,9 @@ pub enum PlanError {
 fn nearest(before: Option<Offset>, after: Option<Offset>) -> String {
     match (before, after) {
         (Some(before), Some(after)) => {
-            format!("the archive has a gap there; the nearest restorable offsets are {before} and {after}")
+            format!(
+                "the archive has a gap there; the nearest restorable offsets are {before} and {after}"
+            )
         }
         (Some(before), None) => format!("the timeline is restorable up to offset {before}"),
         (None, Some(after)) => format!("the timeline is restorable from offset {after} on"),
@@ -94,7 +96,10 @@ pub struct Plan {
 impl Plan {
     /// Bytes of replication stream to apply.
     pub fn stream_bytes(&self) -> u64 {
-        self.legs.iter().map(|leg| leg.to.bytes_since(leg.after)).sum()
+        self.legs
+            .iter()
+            .map(|leg| leg.to.bytes_since(leg.after))
+            .sum()
     }
 
     /// Stored bytes to read.
@@ -105,7 +110,11 @@ impl Plan {
 
     /// Objects to read.
     pub fn objects(&self) -> usize {
-        1 + self.legs.iter().map(|leg| leg.segments.len()).sum::<usize>()
+        1 + self
+            .legs
+            .iter()
+            .map(|leg| leg.segments.len())
+            .sum::<usize>()
     }
 
     /// What `--dry-run --json` prints.
@@ -160,13 +169,13 @@ pub fn plan(catalog: &Catalog, target: Target) -> Result<Plan, PlanError> {
     let mut legs = Vec::new();
     let mut offsets_continuous = true;
     for (at, child_start) in with_child_starts(catalog, position) {
-        let timeline = catalog.timeline(at.timeline).ok_or(PlanError::NoSuchTimeline(at.timeline))?;
+        let timeline = catalog
+            .timeline(at.timeline)
+            .ok_or(PlanError::NoSuchTimeline(at.timeline))?;
         offsets_continuous &= child_start.is_none_or(|start| start == at.offset);
-        let base = timeline
-            .snapshots
-            .iter()
-            .rev()
-            .find(|snapshot| snapshot.offset <= at.offset && covers(timeline, snapshot.offset, at.offset));
+        let base = timeline.snapshots.iter().rev().find(|snapshot| {
+            snapshot.offset <= at.offset && covers(timeline, snapshot.offset, at.offset)
+        });
         let after = base.map_or(timeline.document.start, |snapshot| snapshot.offset);
         if after < at.offset {
             legs.push(leg(timeline, after, at.offset));
@@ -180,7 +189,9 @@ pub fn plan(catalog: &Catalog, target: Target) -> Result<Plan, PlanError> {
             .fold(snapshot.at, UnixMillis::max);
         return Ok(Plan {
             target: position,
-            id: catalog.timeline(position.timeline).map_or(timeline.id(), Timeline::id),
+            id: catalog
+                .timeline(position.timeline)
+                .map_or(timeline.id(), Timeline::id),
             snapshot_timeline: (timeline.seq(), timeline.id()),
             snapshot: snapshot.clone(),
             legs,
@@ -189,6 +200,48 @@ pub fn plan(catalog: &Catalog, target: Target) -> Result<Plan, PlanError> {
         });
     }
     Err(not_restorable(catalog, position))
+}
+
+/// Computes what brings a server from `from` to `target`: the plan of a restore of `target` with its
+/// replication stream beginning at `from`, which must lie on the way from the root to the target.
+///
+/// # Errors
+/// [`PlanError`] where the target cannot be restored, or `from` is not on its way.
+pub fn continuation(catalog: &Catalog, from: Position, target: Target) -> Result<Plan, PlanError> {
+    let mut whole = plan(catalog, target)?;
+    let mut legs = Vec::new();
+    let mut offsets_continuous = true;
+    for (at, child_start) in with_child_starts(catalog, whole.target) {
+        let timeline = catalog
+            .timeline(at.timeline)
+            .ok_or(PlanError::NoSuchTimeline(at.timeline))?;
+        offsets_continuous &= child_start.is_none_or(|start| start == at.offset);
+        let here = at.timeline == from.timeline && from.offset <= at.offset;
+        let after = if here {
+            from.offset
+        } else {
+            timeline.document.start
+        };
+        if after < at.offset {
+            if !covers(timeline, after, at.offset) {
+                return Err(not_restorable(
+                    catalog,
+                    Position {
+                        timeline: at.timeline,
+                        offset: after.next(),
+                    },
+                ));
+            }
+            legs.push(leg(timeline, after, at.offset));
+        }
+        if here {
+            legs.reverse();
+            whole.legs = legs;
+            whole.offsets_continuous = offsets_continuous;
+            return Ok(whole);
+        }
+    }
+    Err(not_restorable(catalog, from))
 }
 
 fn resolve(catalog: &Catalog, target: Target) -> Result<Position, PlanError> {
@@ -203,7 +256,10 @@ fn resolve(catalog: &Catalog, target: Target) -> Result<Position, PlanError> {
                 return Err(PlanError::NoSuchTimeline(seq));
             }
             let offset = catalog.end(seq).ok_or(PlanError::Empty)?;
-            Ok(Position { timeline: seq, offset })
+            Ok(Position {
+                timeline: seq,
+                offset,
+            })
         }
         Target::Offset(position) => {
             if catalog.timeline(position.timeline).is_none() {
@@ -222,14 +278,20 @@ fn with_child_starts(catalog: &Catalog, position: Position) -> Vec<(Position, Op
         .into_iter()
         .map(|at| {
             let step = (at, child_start);
-            child_start = catalog.timeline(at.timeline).map(|timeline| timeline.document.start);
+            child_start = catalog
+                .timeline(at.timeline)
+                .map(|timeline| timeline.document.start);
             step
         })
         .collect()
 }
 
 fn covers(timeline: &Timeline, after: Offset, to: Offset) -> bool {
-    after == to || timeline.runs().iter().any(|run| run.after <= after && to <= run.last)
+    after == to
+        || timeline
+            .runs()
+            .iter()
+            .any(|run| run.after <= after && to <= run.last)
 }
 
 /// The fewest segments that cover `(after, to]`: at each step the one that reaches furthest.
@@ -239,7 +301,8 @@ fn leg(timeline: &Timeline, after: Offset, to: Offset) -> Leg {
     let mut candidates = timeline.segments.iter().peekable();
     while reached < to {
         let mut furthest: Option<&SegmentEntry> = None;
-        while let Some(segment) = candidates.next_if(|segment| segment.span.first <= reached.next()) {
+        while let Some(segment) = candidates.next_if(|segment| segment.span.first <= reached.next())
+        {
             if furthest.is_none_or(|best| segment.span.last > best.span.last) {
                 furthest = Some(segment);
             }
@@ -253,14 +316,31 @@ fn leg(timeline: &Timeline, after: Offset, to: Offset) -> Leg {
             _ => break,
         }
     }
-    Leg { timeline: timeline.seq(), id: timeline.id(), after, to, segments }
+    Leg {
+        timeline: timeline.seq(),
+        id: timeline.id(),
+        after,
+        to,
+        segments,
+    }
 }
 
 fn not_restorable(catalog: &Catalog, position: Position) -> PlanError {
     let windows = catalog.windows(position.timeline);
-    let before = windows.iter().rev().find(|run| run.last < position.offset).map(|run| run.last);
-    let after = windows.iter().find(|run| run.after > position.offset).map(|run| run.after);
-    PlanError::NotRestorable { position, before, after }
+    let before = windows
+        .iter()
+        .rev()
+        .find(|run| run.last < position.offset)
+        .map(|run| run.last);
+    let after = windows
+        .iter()
+        .find(|run| run.after > position.offset)
+        .map(|run| run.after);
+    PlanError::NotRestorable {
+        position,
+        before,
+        after,
+    }
 }
 
 #[cfg(test)]
@@ -269,7 +349,10 @@ mod tests {
     use crate::archive::timeline::sketch::{Sketch, id};
 
     fn at(timeline: u32, offset: u64) -> Position {
-        Position { timeline: TimelineSeq::new(timeline), offset: Offset::new(offset) }
+        Position {
+            timeline: TimelineSeq::new(timeline),
+            offset: Offset::new(offset),
+        }
     }
 
     fn spans(plan: &Plan) -> Vec<(u32, u64, u64, Vec<(u64, u64)>)> {
@@ -281,7 +364,9 @@ mod tests {
                     leg.timeline.as_u32(),
                     leg.after.as_u64(),
                     leg.to.as_u64(),
-                    segments.map(|s| (s.span.first.as_u64(), s.span.last.as_u64())).collect(),
+                    segments
+                        .map(|s| (s.span.first.as_u64(), s.span.last.as_u64()))
+                        .collect(),
                 )
             })
             .collect()
@@ -322,10 +407,18 @@ mod tests {
             .catalog();
         let plan = plan(&catalog, Target::Latest).unwrap();
         assert_eq!(plan.id, id(3));
-        assert_eq!(plan.snapshot.offset, Offset::ZERO, "the snapshot at 90 lies behind the fork");
+        assert_eq!(
+            plan.snapshot.offset,
+            Offset::ZERO,
+            "the snapshot at 90 lies behind the fork"
+        );
         assert_eq!(
             spans(&plan),
-            [(1, 0, 80, vec![(1, 100)]), (2, 80, 130, vec![(81, 130)]), (3, 130, 140, vec![(131, 140)])]
+            [
+                (1, 0, 80, vec![(1, 100)]),
+                (2, 80, 130, vec![(81, 130)]),
+                (3, 130, 140, vec![(131, 140)])
+            ]
         );
         assert!(plan.offsets_continuous);
     }
@@ -343,7 +436,10 @@ mod tests {
         assert!(!plan.offsets_continuous);
         assert_eq!(
             spans(&plan),
-            [(1, 0, 100, vec![(1, 100)]), (2, 5000, 5010, vec![(5001, 5010)])]
+            [
+                (1, 0, 100, vec![(1, 100)]),
+                (2, 5000, 5010, vec![(5001, 5010)])
+            ]
         );
     }
 
@@ -363,21 +459,59 @@ mod tests {
              offsets are 100 and 250"
         );
         let beyond = plan(&catalog, Target::Offset(at(1, 301))).unwrap_err();
-        assert!(beyond.to_string().ends_with("the timeline is restorable up to offset 300"));
+        assert!(
+            beyond
+                .to_string()
+                .ends_with("the timeline is restorable up to offset 300")
+        );
     }
 
     #[test]
     fn an_empty_archive_and_one_of_suspects_are_told_apart() {
         let empty = Sketch::default().catalog();
         assert_eq!(plan(&empty, Target::Latest), Err(PlanError::Empty));
-        let suspects = Sketch::default().timeline(1, 1, None, 0).suspect("foreign").snapshot(5).catalog();
-        assert_eq!(plan(&suspects, Target::Latest), Err(PlanError::OnlySuspects));
+        let suspects = Sketch::default()
+            .timeline(1, 1, None, 0)
+            .suspect("foreign")
+            .snapshot(5)
+            .catalog();
+        assert_eq!(
+            plan(&suspects, Target::Latest),
+            Err(PlanError::OnlySuspects)
+        );
         assert!(plan(&suspects, Target::Timeline(TimelineSeq::new(1))).is_ok());
     }
 
     #[test]
+    fn a_continuation_begins_where_the_server_stands() {
+        let catalog = Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(0)
+            .segment(1, 100)
+            .timeline(2, 2, Some((1, 80)), 80)
+            .segment(81, 130)
+            .snapshot(120)
+            .catalog();
+        let from_parent = continuation(&catalog, at(1, 60), Target::Latest).unwrap();
+        assert_eq!(
+            spans(&from_parent),
+            [(1, 60, 80, vec![(1, 100)]), (2, 80, 130, vec![(81, 130)])],
+            "the snapshot at 120 is of no use to it"
+        );
+        let at_the_head = continuation(&catalog, at(2, 130), Target::Latest).unwrap();
+        assert!(at_the_head.legs.is_empty());
+        assert!(
+            continuation(&catalog, at(1, 90), Target::Latest).is_err(),
+            "beyond the fork"
+        );
+    }
+
+    #[test]
     fn a_snapshot_alone_is_a_plan() {
-        let catalog = Sketch::default().timeline(1, 1, None, 0).snapshot(5).catalog();
+        let catalog = Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(5)
+            .catalog();
         let plan = plan(&catalog, Target::Latest).unwrap();
         assert!(plan.legs.is_empty());
         assert_eq!((plan.objects(), plan.stream_bytes()), (1, 0));

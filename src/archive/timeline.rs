@@ -98,19 +98,27 @@ impl Timeline {
     /// Stored bytes of everything under this timeline.
     pub fn stored_bytes(&self) -> u64 {
         let segments = self.segments.iter().map(|entry| entry.bytes);
-        segments.chain(self.snapshots.iter().map(|entry| entry.bytes)).sum()
+        segments
+            .chain(self.snapshots.iter().map(|entry| entry.bytes))
+            .sum()
     }
 
     /// When the last byte that is stored here was received; creation time where nothing is.
     pub fn last_at(&self) -> UnixMillis {
         let segments = self.segments.iter().map(|entry| entry.span.last_at);
         let snapshots = self.snapshots.iter().map(|entry| entry.at);
-        segments.chain(snapshots).max().unwrap_or(self.document.created_at)
+        segments
+            .chain(snapshots)
+            .max()
+            .unwrap_or(self.document.created_at)
     }
 
     /// How far the stream reaches without a hole from `base`.
     fn reach(&self, base: Offset) -> Offset {
-        let run = self.runs.iter().find(|run| run.after <= base && base <= run.last);
+        let run = self
+            .runs
+            .iter()
+            .find(|run| run.after <= base && base <= run.last);
         run.map_or(base, |run| run.last)
     }
 
@@ -171,7 +179,9 @@ impl Catalog {
             .collect();
         let mut problems = Vec::new();
         for (name, object, bytes) in objects {
-            let Some((seq, id)) = object.timeline() else { continue };
+            let Some((seq, id)) = object.timeline() else {
+                continue;
+            };
             let Some(timeline) = folders.get_mut(&(seq, id)) else {
                 if !matches!(object, Object::Timeline { .. }) {
                     problems.push(format!("{name} lies in a timeline without timeline.json"));
@@ -180,9 +190,16 @@ impl Catalog {
             };
             match object {
                 Object::Snapshot { offset, at, .. } => {
-                    timeline.snapshots.push(SnapshotEntry { name, offset, at, bytes });
+                    timeline.snapshots.push(SnapshotEntry {
+                        name,
+                        offset,
+                        at,
+                        bytes,
+                    });
                 }
-                Object::Segment { span, .. } => timeline.segments.push(SegmentEntry { name, span, bytes }),
+                Object::Segment { span, .. } => {
+                    timeline.segments.push(SegmentEntry { name, span, bytes })
+                }
                 Object::Accepted { rank, order, .. } => {
                     timeline.accepted = timeline.accepted.max(Some((rank, order)));
                 }
@@ -206,7 +223,11 @@ impl Catalog {
                 }
             }
         }
-        Self { archive, timelines, problems }
+        Self {
+            archive,
+            timelines,
+            problems,
+        }
     }
 
     /// `archive.json`, where there is one.
@@ -231,7 +252,8 @@ impl Catalog {
 
     /// The number the next timeline takes.
     pub fn next_seq(&self) -> TimelineSeq {
-        self.newest().map_or(TimelineSeq::FIRST, |timeline| timeline.seq().next())
+        self.newest()
+            .map_or(TimelineSeq::FIRST, |timeline| timeline.seq().next())
     }
 
     /// Records the last command boundary of a timeline, found in its blocks: what may be acknowledged,
@@ -240,6 +262,18 @@ impl Catalog {
         if let Some(timeline) = self.timelines.get_mut(&seq) {
             timeline.boundary = Some(boundary);
         }
+    }
+
+    /// Leaves a damaged segment out: it covers nothing.
+    pub fn leave_out(&mut self, name: &ObjectName, why: String) {
+        for timeline in self.timelines.values_mut() {
+            let before = timeline.segments.len();
+            timeline.segments.retain(|segment| segment.name != *name);
+            if timeline.segments.len() != before {
+                timeline.finish();
+            }
+        }
+        self.problems.push(format!("{name} is damaged: {why}"));
     }
 
     /// The parent, where it is there and older: a cycle cannot be walked.
@@ -256,11 +290,14 @@ impl Catalog {
             .parent(timeline)
             .filter(|(parent, position)| self.restorable_on(parent, position.offset))
             .map(|_| timeline.document.start);
-        inherited.into_iter().chain(timeline.snapshots.iter().map(|snapshot| snapshot.offset))
+        inherited
+            .into_iter()
+            .chain(timeline.snapshots.iter().map(|snapshot| snapshot.offset))
     }
 
     fn restorable_on(&self, timeline: &Timeline, offset: Offset) -> bool {
-        self.bases(timeline).any(|base| base <= offset && timeline.reach(base) >= offset)
+        self.bases(timeline)
+            .any(|base| base <= offset && timeline.reach(base) >= offset)
     }
 
     /// `true` where everything up to this position can be rebuilt from the store alone.
@@ -286,10 +323,15 @@ impl Catalog {
 
     /// Restorable stretches of a timeline in its own offsets, in order: any offset inside can be restored.
     pub fn windows(&self, seq: TimelineSeq) -> Vec<Run> {
-        let Some(timeline) = self.timelines.get(&seq) else { return Vec::new() };
+        let Some(timeline) = self.timelines.get(&seq) else {
+            return Vec::new();
+        };
         let mut windows: Vec<Run> = self
             .bases(timeline)
-            .map(|base| Run { after: base, last: timeline.reach(base) })
+            .map(|base| Run {
+                after: base,
+                last: timeline.reach(base),
+            })
             .collect();
         windows.sort_by_key(|run| run.after);
         merge_runs(windows.into_iter())
@@ -300,7 +342,10 @@ impl Catalog {
         let windows = self.windows(seq);
         windows
             .windows(2)
-            .map(|pair| Gap { after: pair[0].last, resumes_at: pair[1].after })
+            .map(|pair| Gap {
+                after: pair[0].last,
+                resumes_at: pair[1].after,
+            })
             .collect()
     }
 
@@ -314,7 +359,8 @@ impl Catalog {
         if let Some(why) = &timeline.document.suspect {
             return Some(why);
         }
-        self.parent(timeline).and_then(|(parent, _)| self.suspect(parent.seq()))
+        self.parent(timeline)
+            .and_then(|(parent, _)| self.suspect(parent.seq()))
     }
 
     fn rank(timeline: &Timeline) -> (TimelineSeq, u32) {
@@ -329,7 +375,13 @@ impl Catalog {
             .filter(|timeline| self.suspect(timeline.seq()).is_none())
             .filter_map(|timeline| {
                 let offset = self.end(timeline.seq())?;
-                Some((Self::rank(timeline), Position { timeline: timeline.seq(), offset }))
+                Some((
+                    Self::rank(timeline),
+                    Position {
+                        timeline: timeline.seq(),
+                        offset,
+                    },
+                ))
             })
             .max_by_key(|(rank, _)| *rank)
             .map(|(_, position)| position)
@@ -372,7 +424,10 @@ impl Catalog {
         let head = self.head()?;
         let head_began = self.timelines.get(&head.timeline)?.document.created_at;
         self.timelines.values().rev().find_map(|timeline| {
-            let end = Position { timeline: timeline.seq(), offset: self.end(timeline.seq())? };
+            let end = Position {
+                timeline: timeline.seq(),
+                offset: self.end(timeline.seq())?,
+            };
             let last_at = timeline.last_at();
             let lately = now.0.saturating_sub(last_at.0) <= CONTESTED_MILLIS;
             let rival = lately
@@ -403,9 +458,15 @@ pub(crate) mod sketch {
     }
 
     impl Sketch {
-        pub(crate) fn timeline(mut self, seq: u32, byte: u8, parent: Option<(u32, u64)>, start: u64) -> Self {
+        pub(crate) fn timeline(
+            mut self,
+            seq: u32,
+            byte: u8,
+            parent: Option<(u32, u64)>,
+            start: u64,
+        ) -> Self {
             self.documents.push(TimelineDocument {
-                format: crate::archive::layout::FORMAT,
+                format: crate::archive::layout::DOCUMENT_FORMAT,
                 seq: TimelineSeq::new(seq),
                 id: id(byte),
                 parent: parent.map(|(timeline, offset)| Position {
@@ -438,7 +499,12 @@ pub(crate) mod sketch {
 
         pub(crate) fn snapshot(self, offset: u64) -> Self {
             let (seq, id) = self.last();
-            self.push(Object::Snapshot { seq, id, offset: Offset::new(offset), at: UnixMillis(offset) })
+            self.push(Object::Snapshot {
+                seq,
+                id,
+                offset: Offset::new(offset),
+                at: UnixMillis(offset),
+            })
         }
 
         pub(crate) fn segment(self, first: u64, last: u64) -> Self {
@@ -449,12 +515,22 @@ pub(crate) mod sketch {
                 first_at: UnixMillis(first),
                 last_at: UnixMillis(last),
             };
-            self.push(Object::Segment { seq, id, span, merged: false })
+            self.push(Object::Segment {
+                seq,
+                id,
+                span,
+                merged: false,
+            })
         }
 
         pub(crate) fn accepted(self, rank: u32, order: u32) -> Self {
             let (seq, id) = self.last();
-            self.push(Object::Accepted { seq, id, rank: TimelineSeq::new(rank), order })
+            self.push(Object::Accepted {
+                seq,
+                id,
+                rank: TimelineSeq::new(rank),
+                order,
+            })
         }
 
         fn last(&self) -> (TimelineSeq, ReplicationId) {
@@ -474,12 +550,18 @@ mod tests {
     use super::*;
 
     fn at(timeline: u32, offset: u64) -> Position {
-        Position { timeline: TimelineSeq::new(timeline), offset: Offset::new(offset) }
+        Position {
+            timeline: TimelineSeq::new(timeline),
+            offset: Offset::new(offset),
+        }
     }
 
     #[test]
     fn nothing_is_restorable_before_a_snapshot_is_complete() {
-        let catalog = Sketch::default().timeline(1, 1, None, 0).segment(1, 100).catalog();
+        let catalog = Sketch::default()
+            .timeline(1, 1, None, 0)
+            .segment(1, 100)
+            .catalog();
         assert_eq!(catalog.head(), None);
         assert!(!catalog.has_data());
     }
@@ -496,7 +578,10 @@ mod tests {
         assert_eq!(catalog.head(), Some(at(1, 150)), "151 is missing");
         assert!(catalog.is_restorable(at(1, 40)) && catalog.is_restorable(at(1, 150)));
         assert!(!catalog.is_restorable(at(1, 39)) && !catalog.is_restorable(at(1, 151)));
-        assert!(catalog.gaps(TimelineSeq::new(1)).is_empty(), "nothing restorable lies behind the hole");
+        assert!(
+            catalog.gaps(TimelineSeq::new(1)).is_empty(),
+            "nothing restorable lies behind the hole"
+        );
     }
 
     #[test]
@@ -510,7 +595,10 @@ mod tests {
             .catalog();
         assert_eq!(
             catalog.gaps(TimelineSeq::new(1)),
-            [Gap { after: Offset::new(100), resumes_at: Offset::new(250) }]
+            [Gap {
+                after: Offset::new(100),
+                resumes_at: Offset::new(250)
+            }]
         );
         assert_eq!(catalog.head(), Some(at(1, 300)));
         assert!(!catalog.is_restorable(at(1, 220)));
@@ -518,13 +606,31 @@ mod tests {
 
     #[test]
     fn a_child_begins_where_its_parent_can_be_restored() {
-        let sketch = || Sketch::default().timeline(1, 1, None, 0).snapshot(0).segment(1, 100);
-        let whole = sketch().timeline(2, 2, Some((1, 80)), 80).segment(81, 90).catalog();
+        let sketch = || {
+            Sketch::default()
+                .timeline(1, 1, None, 0)
+                .snapshot(0)
+                .segment(1, 100)
+        };
+        let whole = sketch()
+            .timeline(2, 2, Some((1, 80)), 80)
+            .segment(81, 90)
+            .catalog();
         assert_eq!(whole.head(), Some(at(2, 90)));
         assert!(whole.is_ancestor(at(1, 80), at(2, 90)));
-        assert!(!whole.is_ancestor(at(1, 81), at(2, 90)), "the parent counts only up to the fork");
-        let torn = sketch().timeline(2, 2, Some((1, 120)), 120).segment(121, 130).catalog();
-        assert_eq!(torn.head(), Some(at(1, 100)), "the parent's bytes up to the fork are not there");
+        assert!(
+            !whole.is_ancestor(at(1, 81), at(2, 90)),
+            "the parent counts only up to the fork"
+        );
+        let torn = sketch()
+            .timeline(2, 2, Some((1, 120)), 120)
+            .segment(121, 130)
+            .catalog();
+        assert_eq!(
+            torn.head(),
+            Some(at(1, 100)),
+            "the parent's bytes up to the fork are not there"
+        );
     }
 
     #[test]
@@ -580,10 +686,17 @@ mod tests {
 
     #[test]
     fn an_unfinished_command_at_the_end_is_not_part_of_the_head() {
-        let mut catalog = Sketch::default().timeline(1, 1, None, 0).snapshot(0).segment(1, 100).catalog();
+        let mut catalog = Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(0)
+            .segment(1, 100)
+            .catalog();
         catalog.set_boundary(TimelineSeq::new(1), Offset::new(90));
         assert_eq!(catalog.head(), Some(at(1, 90)));
-        assert_eq!(catalog.stored_end(TimelineSeq::new(1)), Some(Offset::new(100)));
+        assert_eq!(
+            catalog.stored_end(TimelineSeq::new(1)),
+            Some(Offset::new(100))
+        );
     }
 
     #[test]
@@ -599,9 +712,17 @@ mod tests {
         };
         let now = UnixMillis(4000);
         assert_eq!(sketch(100).rival(now), None);
-        assert_eq!(sketch(1500).rival(now), None, "the old branch ended before the new one began");
+        assert_eq!(
+            sketch(1500).rival(now),
+            None,
+            "the old branch ended before the new one began"
+        );
         assert_eq!(sketch(2500).rival(now), Some(at(1, 2500)));
-        assert_eq!(sketch(2500).rival(UnixMillis(4000 + CONTESTED_MILLIS)), None, "long ago");
+        assert_eq!(
+            sketch(2500).rival(UnixMillis(4000 + CONTESTED_MILLIS)),
+            None,
+            "long ago"
+        );
     }
 
     #[test]

@@ -108,11 +108,15 @@ pub fn after_sync(follow: &Follow, reply: Reply, before: &Server, after: &Server
             }
             if id == offer.id && offer.tip {
                 let timeline = offer.position.timeline;
-                return Outcome::Gap { timeline, from: offer.position.offset, to: offset };
+                return Outcome::Gap {
+                    timeline,
+                    from: offer.position.offset,
+                    to: offset,
+                };
             }
-            let descends = after
-                .previous
-                .is_some_and(|(previous, last)| previous == offer.id && last >= offer.position.offset);
+            let descends = after.previous.is_some_and(|(previous, last)| {
+                previous == offer.id && last >= offer.position.offset
+            });
             if id != offer.id && !descends {
                 return Outcome::Again(Again::ServerChanged);
             }
@@ -146,22 +150,35 @@ mod tests {
     use crate::decide::relation::tests::{at, offer, server};
 
     fn offering(tip: bool, suspect: Option<Suspicion>) -> Follow {
-        Follow { offer: Some(offer(1, 1, 100, tip)), suspect }
+        Follow {
+            offer: Some(offer(1, 1, 100, tip)),
+            suspect,
+        }
     }
 
     fn full(byte: u8, offset: u64) -> Reply {
-        Reply::Full { id: id(byte), offset: Offset::new(offset) }
+        Reply::Full {
+            id: id(byte),
+            offset: Offset::new(offset),
+        }
     }
 
     fn promoted(byte: u8, previous: u8, last: u64) -> Server {
-        Server { previous: Some((id(previous), Offset::new(last))), ..server(byte, last) }
+        Server {
+            previous: Some((id(previous), Offset::new(last))),
+            ..server(byte, last)
+        }
     }
 
     #[test]
     fn continuing_a_tip_under_the_same_id_resumes() {
         for reply in [None, Some(id(1))] {
-            let outcome =
-                after_sync(&offering(true, None), Reply::Continued { id: reply }, &server(1, 100), &server(1, 100));
+            let outcome = after_sync(
+                &offering(true, None),
+                Reply::Continued { id: reply },
+                &server(1, 100),
+                &server(1, 100),
+            );
             assert_eq!(outcome, Outcome::Resume(at(1, 100)));
         }
     }
@@ -171,7 +188,12 @@ mod tests {
         for (tip, byte) in [(true, 2), (false, 1), (false, 2)] {
             let suspect = Some(Suspicion::StaleAndWritten);
             let reply = Reply::Continued { id: Some(id(byte)) };
-            let outcome = after_sync(&offering(tip, suspect), reply, &server(1, 100), &server(byte, 100));
+            let outcome = after_sync(
+                &offering(tip, suspect),
+                reply,
+                &server(1, 100),
+                &server(byte, 100),
+            );
             assert_eq!(
                 outcome,
                 Outcome::NewTimeline {
@@ -188,21 +210,42 @@ mod tests {
 
     #[test]
     fn row_same_id_ahead_of_ours_is_a_gap_in_the_same_timeline() {
-        let outcome = after_sync(&offering(true, None), full(1, 900), &server(1, 900), &server(1, 900));
+        let outcome = after_sync(
+            &offering(true, None),
+            full(1, 900),
+            &server(1, 900),
+            &server(1, 900),
+        );
         assert_eq!(
             outcome,
-            Outcome::Gap { timeline: TimelineSeq::new(1), from: Offset::new(100), to: Offset::new(900) }
+            Outcome::Gap {
+                timeline: TimelineSeq::new(1),
+                from: Offset::new(100),
+                to: Offset::new(900)
+            }
         );
     }
 
     #[test]
     fn row_same_id_behind_ours_is_a_suspect_root_of_a_master_and_a_retry_of_a_replica() {
-        let outcome = after_sync(&offering(true, None), full(1, 90), &server(1, 90), &server(1, 90));
+        let outcome = after_sync(
+            &offering(true, None),
+            full(1, 90),
+            &server(1, 90),
+            &server(1, 90),
+        );
         assert!(matches!(
             outcome,
-            Outcome::NewTimeline { parent: None, suspect: Some(Suspicion::RolledBack), .. }
+            Outcome::NewTimeline {
+                parent: None,
+                suspect: Some(Suspicion::RolledBack),
+                ..
+            }
         ));
-        let replica = Server { role: Role::Replica { link_up: true }, ..server(1, 90) };
+        let replica = Server {
+            role: Role::Replica { link_up: true },
+            ..server(1, 90)
+        };
         let outcome = after_sync(&offering(true, None), full(1, 90), &replica, &replica);
         assert_eq!(outcome, Outcome::Again(Again::ReplicaLags));
     }
@@ -228,20 +271,50 @@ mod tests {
     fn a_full_resync_of_anything_else_is_looked_at_again() {
         let again = Outcome::Again(Again::ServerChanged);
         let follow = offering(true, None);
-        assert_eq!(after_sync(&follow, full(2, 900), &server(1, 100), &server(2, 900)), again);
+        assert_eq!(
+            after_sync(&follow, full(2, 900), &server(1, 100), &server(2, 900)),
+            again
+        );
         let fork = promoted(2, 1, 50);
-        assert_eq!(after_sync(&follow, full(2, 900), &fork, &fork), again, "it lacks our last bytes");
-        let root = Follow { offer: None, suspect: None };
-        let restarted = Server { run_id: "another".into(), ..server(2, 0) };
-        assert_eq!(after_sync(&root, full(2, 0), &server(2, 0), &restarted), again);
-        assert_eq!(after_sync(&root, full(3, 0), &server(2, 0), &server(2, 0)), again);
+        assert_eq!(
+            after_sync(&follow, full(2, 900), &fork, &fork),
+            again,
+            "it lacks our last bytes"
+        );
+        let root = Follow {
+            offer: None,
+            suspect: None,
+        };
+        let restarted = Server {
+            run_id: "another".into(),
+            ..server(2, 0)
+        };
+        assert_eq!(
+            after_sync(&root, full(2, 0), &server(2, 0), &restarted),
+            again
+        );
+        assert_eq!(
+            after_sync(&root, full(3, 0), &server(2, 0), &server(2, 0)),
+            again
+        );
     }
 
     #[test]
     fn a_root_begins_where_the_full_resync_stands() {
-        let follow = Follow { offer: None, suspect: Some(Suspicion::UnknownPast) };
+        let follow = Follow {
+            offer: None,
+            suspect: Some(Suspicion::UnknownPast),
+        };
         // A server without a backlog changes its id at the first PSYNC.
-        let outcome = after_sync(&follow, full(5, 42), &server(2, 0), &Server { id: id(5), ..server(2, 42) });
+        let outcome = after_sync(
+            &follow,
+            full(5, 42),
+            &server(2, 0),
+            &Server {
+                id: id(5),
+                ..server(2, 42)
+            },
+        );
         assert_eq!(
             outcome,
             Outcome::NewTimeline {

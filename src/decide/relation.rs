@@ -119,7 +119,11 @@ fn relate(server: &Server, catalog: &Catalog) -> Relation {
     }
     // The current id: its own end is offered, whatever the server's offset; PSYNC's answer tells the rest.
     if let Some(offer) = covered(catalog, server.id, Offset::new(u64::MAX)) {
-        return if offer.tip { Relation::Tip(offer) } else { Relation::Branch(offer) };
+        return if offer.tip {
+            Relation::Tip(offer)
+        } else {
+            Relation::Branch(offer)
+        };
     }
     if let Some((id, last)) = server.previous
         && let Some(offer) = covered(catalog, id, last)
@@ -132,27 +136,47 @@ fn relate(server: &Server, catalog: &Catalog) -> Relation {
             Relation::Branch(offer)
         };
     }
-    Relation::Unknown { same_process: same_process(server, catalog) }
+    Relation::Unknown {
+        same_process: same_process(server, catalog),
+    }
 }
 
 /// The highest restorable position at or below `last` under a replication id, newest timeline first.
 fn covered(catalog: &Catalog, id: ReplicationId, last: Offset) -> Option<Offer> {
-    catalog.timelines().rev().filter(|timeline| timeline.id() == id).find_map(|timeline| {
-        let end = catalog.end(timeline.seq())?;
-        let position = Position { timeline: timeline.seq(), offset: end.min(last) };
-        let tip = position.offset == end
-            && (catalog.head() == Some(position)
-                || catalog.newest().is_some_and(|newest| newest.seq() == timeline.seq()));
-        catalog.is_restorable(position).then_some(Offer { id, position, tip })
-    })
+    catalog
+        .timelines()
+        .rev()
+        .filter(|timeline| timeline.id() == id)
+        .find_map(|timeline| {
+            let end = catalog.end(timeline.seq())?;
+            let position = Position {
+                timeline: timeline.seq(),
+                offset: end.min(last),
+            };
+            let tip = position.offset == end
+                && (catalog.head() == Some(position)
+                    || catalog
+                        .newest()
+                        .is_some_and(|newest| newest.seq() == timeline.seq()));
+            catalog
+                .is_restorable(position)
+                .then_some(Offer { id, position, tip })
+        })
 }
 
 fn on_the_heads_way(catalog: &Catalog, position: Position) -> bool {
-    catalog.head().is_some_and(|head| catalog.is_ancestor(position, head))
+    catalog
+        .head()
+        .is_some_and(|head| catalog.is_ancestor(position, head))
 }
 
 fn same_process(server: &Server, catalog: &Catalog) -> bool {
-    let Some(head) = catalog.head().and_then(|head| catalog.timeline(head.timeline)) else { return false };
+    let Some(head) = catalog
+        .head()
+        .and_then(|head| catalog.timeline(head.timeline))
+    else {
+        return false;
+    };
     server.previous.is_none()
         && !server.run_id.is_empty()
         && head.document.source.run_id == server.run_id
@@ -179,11 +203,18 @@ pub(super) mod tests {
     }
 
     pub(in crate::decide) fn at(timeline: u32, offset: u64) -> Position {
-        Position { timeline: TimelineSeq::new(timeline), offset: Offset::new(offset) }
+        Position {
+            timeline: TimelineSeq::new(timeline),
+            offset: Offset::new(offset),
+        }
     }
 
     pub(in crate::decide) fn offer(byte: u8, timeline: u32, offset: u64, tip: bool) -> Offer {
-        Offer { id: id(byte), position: at(timeline, offset), tip }
+        Offer {
+            id: id(byte),
+            position: at(timeline, offset),
+            tip,
+        }
     }
 
     /// Timeline 1 (id 1) to 100, its child 2 (id 2) from there to 200.
@@ -198,45 +229,83 @@ pub(super) mod tests {
     }
 
     fn promoted(byte: u8, previous: u8, last: u64) -> Server {
-        Server { previous: Some((id(previous), Offset::new(last))), ..server(byte, last) }
+        Server {
+            previous: Some((id(previous), Offset::new(last))),
+            ..server(byte, last)
+        }
     }
 
     #[test]
     fn an_archive_without_a_complete_snapshot_relates_to_nothing() {
-        let catalog = Sketch::default().timeline(1, 1, None, 0).segment(1, 9).catalog();
+        let catalog = Sketch::default()
+            .timeline(1, 1, None, 0)
+            .segment(1, 9)
+            .catalog();
         assert_eq!(relate(&server(1, 9), &catalog), Relation::NoArchive);
     }
 
     #[test]
     fn the_current_id_offers_the_archives_end_whatever_the_servers_offset() {
         for offset in [150, 200, 5000] {
-            assert_eq!(relate(&server(2, offset), &chain()), Relation::Tip(offer(2, 2, 200, true)));
+            assert_eq!(
+                relate(&server(2, offset), &chain()),
+                Relation::Tip(offer(2, 2, 200, true))
+            );
         }
     }
 
     #[test]
     fn a_promoted_server_that_has_everything_continues_the_tip() {
-        assert_eq!(relate(&promoted(9, 2, 200), &chain()), Relation::Tip(offer(2, 2, 200, true)));
-        assert_eq!(relate(&promoted(9, 2, 250), &chain()), Relation::Tip(offer(2, 2, 200, true)));
+        assert_eq!(
+            relate(&promoted(9, 2, 200), &chain()),
+            Relation::Tip(offer(2, 2, 200, true))
+        );
+        assert_eq!(
+            relate(&promoted(9, 2, 250), &chain()),
+            Relation::Tip(offer(2, 2, 200, true))
+        );
     }
 
     #[test]
     fn a_server_that_left_our_history_below_the_head_is_behind() {
-        assert_eq!(relate(&promoted(9, 2, 150), &chain()), Relation::Behind(offer(2, 2, 150, false)));
-        assert_eq!(relate(&promoted(9, 1, 60), &chain()), Relation::Behind(offer(1, 1, 60, false)));
-        assert_eq!(relate(&promoted(9, 1, 100), &chain()), Relation::Behind(offer(1, 1, 100, false)));
+        assert_eq!(
+            relate(&promoted(9, 2, 150), &chain()),
+            Relation::Behind(offer(2, 2, 150, false))
+        );
+        assert_eq!(
+            relate(&promoted(9, 1, 60), &chain()),
+            Relation::Behind(offer(1, 1, 60, false))
+        );
+        assert_eq!(
+            relate(&promoted(9, 1, 100), &chain()),
+            Relation::Behind(offer(1, 1, 100, false))
+        );
     }
 
     #[test]
     fn an_old_master_that_went_on_is_a_branch() {
-        assert_eq!(relate(&server(1, 170), &chain()), Relation::Branch(offer(1, 1, 100, false)));
-        assert_eq!(relate(&promoted(9, 1, 170), &chain()), Relation::Branch(offer(1, 1, 100, false)));
+        assert_eq!(
+            relate(&server(1, 170), &chain()),
+            Relation::Branch(offer(1, 1, 100, false))
+        );
+        assert_eq!(
+            relate(&promoted(9, 1, 170), &chain()),
+            Relation::Branch(offer(1, 1, 100, false))
+        );
     }
 
     #[test]
     fn positions_before_the_archive_began_are_not_covered() {
-        let catalog = Sketch::default().timeline(1, 1, None, 500).snapshot(500).catalog();
-        assert_eq!(relate(&promoted(9, 1, 400), &catalog), Relation::Unknown { same_process: false });
+        let catalog = Sketch::default()
+            .timeline(1, 1, None, 500)
+            .snapshot(500)
+            .catalog();
+        assert_eq!(
+            relate(&promoted(9, 1, 400), &catalog),
+            Relation::Unknown {
+                same_process: false
+            }
+        );
     }
 
     #[test]
@@ -248,16 +317,34 @@ pub(super) mod tests {
             .suspect("foreign")
             .snapshot(7)
             .catalog();
-        assert_eq!(relate(&server(2, 9), &catalog), Relation::Tip(offer(2, 2, 7, true)));
-        assert_eq!(relate(&server(1, 9), &catalog), Relation::Tip(offer(1, 1, 0, true)));
+        assert_eq!(
+            relate(&server(2, 9), &catalog),
+            Relation::Tip(offer(2, 2, 7, true))
+        );
+        assert_eq!(
+            relate(&server(1, 9), &catalog),
+            Relation::Tip(offer(1, 1, 0, true))
+        );
     }
 
     #[test]
     fn a_replica_of_ours_at_a_covered_position_is_inside() {
-        let ours = |byte, offset| Server { role: Role::ReplicaOfUs, ..server(byte, offset) };
-        assert_eq!(relate(&ours(2, 150), &chain()), Relation::Inside(offer(2, 2, 150, false)));
-        assert_eq!(relate(&ours(2, 200), &chain()), Relation::Inside(offer(2, 2, 200, true)));
-        assert_eq!(relate(&ours(1, 60), &chain()), Relation::Inside(offer(1, 1, 60, false)));
+        let ours = |byte, offset| Server {
+            role: Role::ReplicaOfUs,
+            ..server(byte, offset)
+        };
+        assert_eq!(
+            relate(&ours(2, 150), &chain()),
+            Relation::Inside(offer(2, 2, 150, false))
+        );
+        assert_eq!(
+            relate(&ours(2, 200), &chain()),
+            Relation::Inside(offer(2, 2, 200, true))
+        );
+        assert_eq!(
+            relate(&ours(1, 60), &chain()),
+            Relation::Inside(offer(1, 1, 60, false))
+        );
         assert_eq!(
             relate(&ours(2, 201), &chain()),
             Relation::Tip(offer(2, 2, 200, true)),
@@ -267,17 +354,41 @@ pub(super) mod tests {
 
     #[test]
     fn the_same_process_under_a_new_id_is_known_by_its_run_id_unless_it_was_a_replica_since() {
-        let known = Server { run_id: "run-2".into(), ..server(9, 300) };
-        assert_eq!(relate(&known, &chain()), Relation::Unknown { same_process: true });
-        let wandered = Server { previous: Some((id(8), Offset::new(300))), ..known };
-        assert_eq!(relate(&wandered, &chain()), Relation::Unknown { same_process: false });
+        let known = Server {
+            run_id: "run-2".into(),
+            ..server(9, 300)
+        };
+        assert_eq!(
+            relate(&known, &chain()),
+            Relation::Unknown { same_process: true }
+        );
+        let wandered = Server {
+            previous: Some((id(8), Offset::new(300))),
+            ..known
+        };
+        assert_eq!(
+            relate(&wandered, &chain()),
+            Relation::Unknown {
+                same_process: false
+            }
+        );
     }
 
     #[test]
     fn a_process_younger_than_the_heads_last_byte_has_restarted() {
         let catalog = chain();
         let now = UnixMillis(10_000);
-        let aged = |uptime_millis| look(&Server { uptime_millis, ..server(2, 200) }, &catalog, now).restarted;
+        let aged = |uptime_millis| {
+            look(
+                &Server {
+                    uptime_millis,
+                    ..server(2, 200)
+                },
+                &catalog,
+                now,
+            )
+            .restarted
+        };
         let age_of_last_byte = 10_000 - catalog.timeline(TimelineSeq::new(2)).unwrap().last_at().0;
         assert!(aged(age_of_last_byte - 1));
         assert!(!aged(age_of_last_byte + 1));

@@ -160,19 +160,29 @@ fn replica_of_us(look: &Look, policy: Policy) -> Action {
 }
 
 fn unless_contested(look: &Look, action: Action) -> Action {
-    look.rival.map_or(action, |rival| Action::Refuse(Refusal::Contested(rival)))
+    look.rival
+        .map_or(action, |rival| Action::Refuse(Refusal::Contested(rival)))
 }
 
 fn follow(look: &Look, policy: Policy) -> Follow {
     let (offer, suspect) = match look.relation {
         Relation::NoArchive => (None, None),
-        Relation::Tip(offer) | Relation::Branch(offer) | Relation::Inside(offer) => (Some(offer), None),
+        Relation::Tip(offer) | Relation::Branch(offer) | Relation::Inside(offer) => {
+            (Some(offer), None)
+        }
         Relation::Behind(offer) => (Some(offer), behind(look)),
         Relation::Unknown { same_process: true } => (None, None),
-        Relation::Unknown { same_process: false } if look.empty => (None, Some(Suspicion::EmptiedUnseen)),
-        Relation::Unknown { same_process: false } => (None, Some(Suspicion::UnknownPast)),
+        Relation::Unknown {
+            same_process: false,
+        } if look.empty => (None, Some(Suspicion::EmptiedUnseen)),
+        Relation::Unknown {
+            same_process: false,
+        } => (None, Some(Suspicion::UnknownPast)),
     };
-    Follow { offer, suspect: suspect.filter(|_| policy != Policy::StartOver) }
+    Follow {
+        offer,
+        suspect: suspect.filter(|_| policy != Policy::StartOver),
+    }
 }
 
 /// A promoted replica that misses our last bytes is what clients see as the master: its branch becomes the
@@ -190,7 +200,12 @@ mod tests {
     use super::*;
     use crate::decide::relation::tests::{at, offer};
 
-    const POLICIES: [Policy; 4] = [Policy::Auto, Policy::IfEmpty, Policy::Never, Policy::StartOver];
+    const POLICIES: [Policy; 4] = [
+        Policy::Auto,
+        Policy::IfEmpty,
+        Policy::Never,
+        Policy::StartOver,
+    ];
     const ROLES: [Role; 4] = [
         Role::Master,
         Role::ReplicaOfUs,
@@ -206,7 +221,9 @@ mod tests {
             Relation::Inside(offer(1, 1, 50, false)),
             Relation::Inside(offer(1, 1, 100, true)),
             Relation::Branch(offer(2, 2, 100, false)),
-            Relation::Unknown { same_process: false },
+            Relation::Unknown {
+                same_process: false,
+            },
             Relation::Unknown { same_process: true },
         ]
     }
@@ -248,11 +265,17 @@ mod tests {
     }
 
     fn root(suspect: Option<Suspicion>) -> Action {
-        Action::Follow(Follow { offer: None, suspect })
+        Action::Follow(Follow {
+            offer: None,
+            suspect,
+        })
     }
 
     fn continued(offer: Offer, suspect: Option<Suspicion>) -> Action {
-        Action::Follow(Follow { offer: Some(offer), suspect })
+        Action::Follow(Follow {
+            offer: Some(offer),
+            suspect,
+        })
     }
 
     fn is_unknown(look: &Look) -> bool {
@@ -341,7 +364,10 @@ mod tests {
         row(
             |look, policy| {
                 look.role == Role::Master
-                    && look.relation == (Relation::Unknown { same_process: false })
+                    && look.relation
+                        == (Relation::Unknown {
+                            same_process: false,
+                        })
                     && !look.empty
                     && policy != Policy::StartOver
             },
@@ -366,7 +392,10 @@ mod tests {
         row(
             |look, policy| {
                 look.role == Role::Master
-                    && look.relation == (Relation::Unknown { same_process: false })
+                    && look.relation
+                        == (Relation::Unknown {
+                            same_process: false,
+                        })
                     && look.empty
                     && !look.untouched
                     && policy != Policy::StartOver
@@ -404,7 +433,10 @@ mod tests {
         );
         for (look, policy, action) in everything() {
             if look.rival.is_some() {
-                let seeds = matches!(action, Action::Seed | Action::SeedReplica | Action::ContinueReplica(_));
+                let seeds = matches!(
+                    action,
+                    Action::Seed | Action::SeedReplica | Action::ContinueReplica(_)
+                );
                 assert!(!seeds, "{look:?} under {policy:?}");
             }
         }
@@ -471,7 +503,10 @@ mod tests {
     fn row_a_replica_of_another_server_is_followed_while_its_link_is_up() {
         for (look, policy, action) in everything() {
             if look.role == (Role::Replica { link_up: true }) {
-                assert!(matches!(action, Action::Follow(_)), "{look:?} under {policy:?}");
+                assert!(
+                    matches!(action, Action::Follow(_)),
+                    "{look:?} under {policy:?}"
+                );
             }
         }
     }
@@ -505,7 +540,10 @@ mod tests {
     fn invariant_nothing_unknown_silently_becomes_the_head() {
         for (look, policy, action) in everything() {
             if let Action::Follow(follow) = action
-                && look.relation == (Relation::Unknown { same_process: false })
+                && look.relation
+                    == (Relation::Unknown {
+                        same_process: false,
+                    })
                 && policy != Policy::StartOver
             {
                 assert!(follow.suspect.is_some(), "{look:?} under {policy:?}");

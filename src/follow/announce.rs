@@ -63,7 +63,9 @@ impl Drop for AnnouncedPort {
 async fn accept(listener: TcpListener, clock: Arc<dyn Clock>) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+            return;
+        };
         match listener.accept().await {
             Ok((stream, _)) => {
                 let clock = Arc::clone(&clock);
@@ -85,7 +87,9 @@ async fn refuse(mut stream: TcpStream, clock: &dyn Clock) -> io::Result<()> {
         handshake_timeout_ms: CONNECTION_MILLIS_MAX,
         ack_timeout_ms: CONNECTION_MILLIS_MAX,
     };
-    let refusing = Readiness::Refusing("Perennial is a backup: it cannot be promoted or replicated from".into());
+    let refusing = Readiness::Refusing(
+        "Perennial is a backup: it cannot be promoted or replicated from".into(),
+    );
     let mut core = Master::new(options, refusing, clock.ticks());
     let mut received = BytesMut::with_capacity(1024);
     loop {

@@ -17,13 +17,20 @@ pub struct Budget {
 impl Budget {
     /// A budget of `bytes_max` bytes.
     pub fn new(bytes_max: u64) -> Arc<Self> {
-        Arc::new(Self { bytes_max, used: AtomicU64::new(0), freed: Notify::new() })
+        Arc::new(Self {
+            bytes_max,
+            used: AtomicU64::new(0),
+            freed: Notify::new(),
+        })
     }
 
     /// Takes `bytes` out of the budget until the reservation is dropped.
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Reservation {
         self.used.fetch_add(bytes, Ordering::AcqRel);
-        Reservation { budget: Self::clone(self), bytes }
+        Reservation {
+            budget: Arc::clone(self),
+            bytes,
+        }
     }
 
     /// Bytes held now.
@@ -70,9 +77,13 @@ impl Reservation {
     /// Changes what is held to `bytes`.
     pub fn resize(&mut self, bytes: u64) {
         if bytes >= self.bytes {
-            self.budget.used.fetch_add(bytes - self.bytes, Ordering::AcqRel);
+            self.budget
+                .used
+                .fetch_add(bytes - self.bytes, Ordering::AcqRel);
         } else {
-            self.budget.used.fetch_sub(self.bytes - bytes, Ordering::AcqRel);
+            self.budget
+                .used
+                .fetch_sub(self.bytes - bytes, Ordering::AcqRel);
             self.budget.freed.notify_waiters();
         }
         self.bytes = bytes;

@@ -78,7 +78,9 @@ impl Durable {
         self.end = Some(end);
         let unreached = self.boundaries.split_off(&end.next());
         if let Some((offset, database)) = self.boundaries.pop_last()
-            && self.boundary.is_none_or(|boundary| boundary.offset <= offset)
+            && self
+                .boundary
+                .is_none_or(|boundary| boundary.offset <= offset)
         {
             self.boundary = Some(Boundary { offset, database });
         }
@@ -101,7 +103,10 @@ mod tests {
     }
 
     fn boundary(offset: u64) -> Boundary {
-        Boundary { offset: Offset::new(offset), database: Some(0) }
+        Boundary {
+            offset: Offset::new(offset),
+            database: Some(0),
+        }
     }
 
     fn confirm(durable: &mut Durable, first: u64, last: u64) {
@@ -171,7 +176,9 @@ mod tests {
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
         for _ in 0..200 {
             for i in (1..order.len()).rev() {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
                 order.swap(i, usize::try_from(state >> 33).unwrap() % (i + 1));
             }
             let mut durable = Durable::new(Some(boundary(0)));

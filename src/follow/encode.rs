@@ -21,7 +21,10 @@ pub struct Encoder {
 impl Encoder {
     /// Compressors are made when first needed.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { idle: Mutex::new(Vec::new()), running: Semaphore::new(ENCODERS_MAX) })
+        Arc::new(Self {
+            idle: Mutex::new(Vec::new()),
+            running: Semaphore::new(ENCODERS_MAX),
+        })
     }
 
     /// Compresses one block; `held` shrinks to what the stored bytes need.
@@ -31,16 +34,30 @@ impl Encoder {
         context: BlockContext,
         mut held: Reservation,
     ) -> (Bytes, Reservation) {
-        let _turn = self.running.acquire().await.expect("the semaphore is never closed");
-        let encoder = Self::clone(self);
+        let _turn = self
+            .running
+            .acquire()
+            .await
+            .expect("the semaphore is never closed");
+        let encoder = Arc::clone(self);
         let encoded = tokio::task::spawn_blocking(move || {
-            let idle = encoder.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let idle = encoder
+                .idle
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .pop();
             let mut compressor = idle.unwrap_or_default();
             let bytes = block.encode(&context, &mut compressor);
-            encoder.idle.lock().unwrap_or_else(PoisonError::into_inner).push(compressor);
+            encoder
+                .idle
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(compressor);
             held.resize(bytes.len() as u64);
             (bytes, held)
         });
-        encoded.await.expect("encoding a block neither panics nor is cancelled")
+        encoded
+            .await
+            .expect("encoding a block neither panics nor is cancelled")
     }
 }

@@ -16,7 +16,7 @@ use super::uploader::{Progress, Uploader};
 use crate::archive::block::{BlockContext, Boundary};
 use crate::archive::layout::{ArchiveId, DOCUMENT_FORMAT, Source, TimelineDocument};
 use crate::clock::Clock;
-use crate::decide::{Again, Follow, Offer, Outcome, Reply, Server, Suspicion, after_sync};
+use crate::decide::{Again, Follow, Offer, Outcome, Reply, Role, Server, Suspicion, after_sync};
 use crate::position::{Offset, Position, ReplicationId, TimelineSeq};
 use crate::proto::handshake::{Auth, PsyncRequest};
 use crate::proto::replica::{Event, Refusal, ReplicaOptions};
@@ -174,14 +174,18 @@ impl Follower {
     /// Whether the server still speaks of the history that the last link broke off in: then that is resumed
     /// from memory, whatever is still on its way to the store.
     pub fn can_resume(&self, server: &Server) -> bool {
-        self.lane.as_ref().is_some_and(|lane| {
-            lane.uploader.context().id == server.id && server.offset >= lane.received.offset
-        })
+        // A replica of ours refuses PSYNC until it was seeded.
+        server.role != Role::ReplicaOfUs
+            && self.lane.as_ref().is_some_and(|lane| {
+                lane.uploader.context().id == server.id && server.offset >= lane.received.offset
+            })
     }
 
     /// What is durable and on its way, where something is being followed.
     pub fn progress(&self) -> Option<Progress> {
-        self.lane.as_ref().map(|lane| lane.uploader.subscribe().borrow().clone())
+        self.lane
+            .as_ref()
+            .map(|lane| lane.uploader.subscribe().borrow().clone())
     }
 
     /// Waits until everything received is in the store, then forgets the timeline: what comes next is decided
@@ -203,10 +207,12 @@ impl Follower {
         is_us: impl Fn(&str, u16) -> bool,
         stop: &mut watch::Receiver<bool>,
     ) -> FollowEnd {
-        let psync = decided.offer.map_or(PsyncRequest::Full, |offer| PsyncRequest::Continue {
-            id: offer.id,
-            after: offer.position.offset,
-        });
+        let psync = decided
+            .offer
+            .map_or(PsyncRequest::Full, |offer| PsyncRequest::Continue {
+                id: offer.id,
+                after: offer.position.offset,
+            });
         let (mut link, reply, filtered) = match self.ask(psync, stop).await {
             Ok(asked) => asked,
             Err(end) => return end,
@@ -220,7 +226,10 @@ impl Follower {
             Err(error) => return FollowEnd::Info(error),
         };
         let outcome = after_sync(decided, reply, before, &after);
-        match self.open_lane(outcome, decided.offer, loaded, &info, filtered).await {
+        match self
+            .open_lane(outcome, decided.offer, loaded, &info, filtered)
+            .await
+        {
             Ok(lane) => self.lane = Some(lane),
             Err(end) => return end,
         }
@@ -229,13 +238,16 @@ impl Follower {
 
     /// Goes on where the last link broke off. Anything but the same history ends it.
     pub async fn resume(&mut self, stop: &mut watch::Receiver<bool>) -> FollowEnd {
-        let Some(lane) = &self.lane else { return FollowEnd::Again(Again::ServerChanged) };
+        let Some(lane) = &self.lane else {
+            return FollowEnd::Again(Again::ServerChanged);
+        };
         let (id, after) = (lane.uploader.context().id, lane.received.offset);
         tokio::select! {
             () = self.budget.half_free() => {}
             _ = stop.wait_for(|stop| *stop) => return FollowEnd::Stopped,
         }
-        let (mut link, reply, _) = match self.ask(PsyncRequest::Continue { id, after }, stop).await {
+        let (mut link, reply, _) = match self.ask(PsyncRequest::Continue { id, after }, stop).await
+        {
             Ok(asked) => asked,
             Err(end) => return end,
         };
@@ -288,7 +300,9 @@ impl Follower {
             let ip = connection.local_ip()?;
             if announced.as_ref().is_none_or(|port| port.ip() != ip) {
                 *announced = AnnouncedPort::open(ip, clock)
-                    .inspect_err(|error| tracing::warn!("cannot listen on {ip} for the announced port: {error}"))
+                    .inspect_err(|error| {
+                        tracing::warn!("cannot listen on {ip} for the announced port: {error}")
+                    })
                     .ok();
             }
             announced.as_ref().map(AnnouncedPort::port)
@@ -296,7 +310,9 @@ impl Follower {
         let endpoint = &self.redis.endpoint;
         let mut link = Link::open(endpoint, listening_port, options, Arc::clone(&self.clock))
             .await
-            .map_err(|error| FollowEnd::Link(format!("cannot connect to {}: {error}", self.redis)))?;
+            .map_err(|error| {
+                FollowEnd::Link(format!("cannot connect to {}: {error}", self.redis))
+            })?;
         let mut filtered = true;
         loop {
             let event = tokio::select! {
@@ -326,30 +342,62 @@ impl Follower {
         info: &Info,
         filtered: bool,
     ) -> Result<Lane, FollowEnd> {
-        let need = |at| if filtered { SnapshotNeed::Wanted } else { SnapshotNeed::OnLink(at) };
+        let need = |at| {
+            if filtered {
+                SnapshotNeed::Wanted
+            } else {
+                SnapshotNeed::OnLink(at)
+            }
+        };
         match outcome {
             Outcome::Again(again) => Err(FollowEnd::Again(again)),
             Outcome::Resume(position) => {
                 let known = loaded.boundary(position);
-                let id = offer.map(|offer| offer.id).expect("only an offered position is resumed");
+                let id = offer
+                    .map(|offer| offer.id)
+                    .expect("only an offered position is resumed");
                 tracing::info!(%id, %position, "following: resumed from the archive");
-                Ok(self.lane(position.timeline, id, Some(known), known, SnapshotNeed::None))
+                Ok(self.lane(
+                    position.timeline,
+                    id,
+                    Some(known),
+                    known,
+                    SnapshotNeed::None,
+                ))
             }
             Outcome::Gap { timeline, from, to } => {
-                let id = offer.map(|offer| offer.id).expect("only an offered position has a gap behind it");
+                let id = offer
+                    .map(|offer| offer.id)
+                    .expect("only an offered position has a gap behind it");
                 let bytes = to.bytes_since(from);
                 tracing::warn!(
                     %id, %timeline, %from, %to, bytes,
                     "gap: the master's backlog no longer held what was missed; moments inside the gap cannot \
                      be restored; taking a new snapshot (a larger repl-backlog-size avoids this)"
                 );
-                let known = loaded.boundary(Position { timeline, offset: from });
-                let streams = Boundary { offset: to, database: None };
+                let known = loaded.boundary(Position {
+                    timeline,
+                    offset: from,
+                });
+                let streams = Boundary {
+                    offset: to,
+                    database: None,
+                };
                 Ok(self.lane(timeline, id, Some(known), streams, need(to)))
             }
-            Outcome::NewTimeline { id, parent, start, streams_after, snapshot, suspect } => {
-                let document = self.document(loaded.catalog.next_seq(), id, parent, start, suspect, info);
-                let seq = catalog::create_timeline(&*self.store, document).await.map_err(FollowEnd::Store)?;
+            Outcome::NewTimeline {
+                id,
+                parent,
+                start,
+                streams_after,
+                snapshot,
+                suspect,
+            } => {
+                let document =
+                    self.document(loaded.catalog.next_seq(), id, parent, start, suspect, info);
+                let seq = catalog::create_timeline(&*self.store, document)
+                    .await
+                    .map_err(FollowEnd::Store)?;
                 say_new_timeline(seq, id, parent, start, suspect);
                 let known = parent.map(|parent| Boundary {
                     offset: start,
@@ -357,9 +405,16 @@ impl Follower {
                 });
                 let streams = match known {
                     Some(known) if !snapshot => known,
-                    _ => Boundary { offset: streams_after, database: None },
+                    _ => Boundary {
+                        offset: streams_after,
+                        database: None,
+                    },
                 };
-                let need = if snapshot { need(streams_after) } else { SnapshotNeed::None };
+                let need = if snapshot {
+                    need(streams_after)
+                } else {
+                    SnapshotNeed::None
+                };
                 Ok(self.lane(seq, id, known, streams, need))
             }
         }
@@ -373,9 +428,17 @@ impl Follower {
         received: Boundary,
         snapshot: SnapshotNeed,
     ) -> Lane {
-        let context = BlockContext { archive: self.archive, timeline, id };
+        let context = BlockContext {
+            archive: self.archive,
+            timeline,
+            id,
+        };
         let uploader = Uploader::new(Arc::clone(&self.store), context, known);
-        Lane { uploader, received, snapshot }
+        Lane {
+            uploader,
+            received,
+            snapshot,
+        }
     }
 
     fn document(
@@ -422,14 +485,20 @@ fn say_new_timeline(
         (None, Some(parent)) => {
             tracing::info!(timeline = %seq, %id, %parent, "following: a child timeline begins");
         }
-        (None, None) => tracing::info!(timeline = %seq, %id, %start, "following: a new timeline begins"),
+        (None, None) => {
+            tracing::info!(timeline = %seq, %id, %start, "following: a new timeline begins")
+        }
     }
 }
 
 pub(super) fn link_end(event: &Event) -> FollowEnd {
     FollowEnd::Link(match event {
         Event::TimedOut { stage, silent_ms } => format!("{silent_ms} ms of silence while {stage}"),
-        Event::ProtocolError { stage, expected, found } => {
+        Event::ProtocolError {
+            stage,
+            expected,
+            found,
+        } => {
             format!("while {stage}: expected {expected}, found {found}")
         }
         Event::Closed { stage } => format!("closed by the server while {stage}"),

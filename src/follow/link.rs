@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 
 use crate::clock::Clock;
 use crate::position::{Offset, Ticks};
@@ -21,7 +21,8 @@ const READ_BYTES_MIN: usize = 32 * 1024;
 /// A link to a master.
 #[derive(Debug)]
 pub struct Link {
-    connection: Connection,
+    reader: ReadHalf<Connection>,
+    writer: WriteHalf<Connection>,
     core: Replica,
     clock: Arc<dyn Clock>,
     buffer: BytesMut,
@@ -46,8 +47,10 @@ impl Link {
         let connection = Connection::open(endpoint).await?;
         options.listening_port = listening_port(&connection);
         let core = Replica::new(options, clock.ticks());
+        let (reader, writer) = tokio::io::split(connection);
         let mut link = Self {
-            connection,
+            reader,
+            writer,
             core,
             clock,
             buffer: BytesMut::new(),
@@ -95,11 +98,11 @@ impl Link {
             let sending = !self.outgoing.is_empty();
             tokio::select! {
                 biased;
-                written = self.connection.write(&self.outgoing), if sending => match written {
+                written = self.writer.write(&self.outgoing), if sending => match written {
                     Ok(bytes) if bytes > 0 => self.outgoing.advance(bytes),
                     _ => self.mute(),
                 },
-                received = self.connection.read_buf(&mut self.buffer), if read && !self.closed => {
+                received = self.reader.read_buf(&mut self.buffer), if read && !self.closed => {
                     match received {
                         Ok(bytes) if bytes > 0 => {
                             let bytes = self.buffer.split().freeze();
@@ -131,7 +134,7 @@ impl Link {
     pub async fn flush(&mut self) {
         let _ = tokio::time::timeout(Duration::from_secs(1), async {
             while !self.outgoing.is_empty() {
-                match self.connection.write(&self.outgoing).await {
+                match self.writer.write(&self.outgoing).await {
                     Ok(bytes) if bytes > 0 => self.outgoing.advance(bytes),
                     _ => self.mute(),
                 }

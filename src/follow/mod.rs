@@ -11,16 +11,16 @@
 //!
 //! What to follow, and under which timeline, is decided in `decide` and carried out by [`Follower`].
 
-mod announce;
-mod budget;
-mod durable;
-mod encode;
-mod follower;
-mod link;
-mod pipeline;
+pub mod announce;
+pub mod budget;
+pub mod durable;
+pub mod encode;
+pub mod follower;
+pub mod link;
+pub mod pipeline;
 mod session;
-mod snapshots;
-mod uploader;
+pub mod snapshots;
+pub mod uploader;
 
 pub use durable::Durable;
 pub use follower::{AckMode, FollowEnd, FollowOptions, Follower};

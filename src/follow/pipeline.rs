@@ -79,7 +79,12 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`Malformed`] where they are no replication stream; what came before the last boundary stays usable.
-    pub fn receive(&mut self, now: Ticks, at: UnixMillis, mut bytes: Bytes) -> Result<bool, Malformed> {
+    pub fn receive(
+        &mut self,
+        now: Ticks,
+        at: UnixMillis,
+        mut bytes: Bytes,
+    ) -> Result<bool, Malformed> {
         let before = self.cursor.offset();
         let fed = self.cursor.feed(&bytes)?;
         if let Some(boundary) = fed.boundary {
@@ -118,7 +123,12 @@ impl Pipeline {
             self.oldest.get_or_insert(now);
         }
         for (bytes, at, database_at_end) in std::mem::take(&mut self.tail).chunks {
-            self.builder.push(Chunk { bytes, at, boundary: None, database_at_end });
+            self.builder.push(Chunk {
+                bytes,
+                at,
+                boundary: None,
+                database_at_end,
+            });
         }
     }
 
@@ -160,7 +170,8 @@ impl Pipeline {
     }
 
     fn answers_a_getack(&self, now: Ticks) -> bool {
-        self.last_getack.is_some_and(|at| now.since(at) <= PINGS_SEAL_MILLIS)
+        self.last_getack
+            .is_some_and(|at| now.since(at) <= PINGS_SEAL_MILLIS)
     }
 
     /// The next full block of the piece, to be compressed while the piece still grows.
@@ -196,7 +207,10 @@ impl Pipeline {
     /// The last command boundary received: where to resume after a lost link.
     pub fn boundary(&self) -> Boundary {
         let boundary = self.cursor.boundary();
-        Boundary { offset: boundary.offset, database: boundary.database }
+        Boundary {
+            offset: boundary.offset,
+            database: boundary.database,
+        }
     }
 
     /// Bytes that are held here: the piece's that were not taken, and the unfinished command's.
@@ -210,10 +224,19 @@ mod tests {
     use super::*;
     use crate::proto::handshake::command;
 
-    const OPTIONS: SealOptions = SealOptions { interval_millis: 1000, bytes_max: 1000 };
+    const OPTIONS: SealOptions = SealOptions {
+        interval_millis: 1000,
+        bytes_max: 1000,
+    };
 
     fn pipeline() -> Pipeline {
-        Pipeline::new(OPTIONS, Boundary { offset: Offset::new(100), database: None })
+        Pipeline::new(
+            OPTIONS,
+            Boundary {
+                offset: Offset::new(100),
+                database: None,
+            },
+        )
     }
 
     fn set(bytes: usize) -> Bytes {
@@ -221,7 +244,9 @@ mod tests {
     }
 
     fn receive(pipeline: &mut Pipeline, now: u64, bytes: Bytes) -> bool {
-        pipeline.receive(Ticks(now), UnixMillis(now), bytes).unwrap()
+        pipeline
+            .receive(Ticks(now), UnixMillis(now), bytes)
+            .unwrap()
     }
 
     #[test]
@@ -243,7 +268,11 @@ mod tests {
     fn a_getack_seals_at_once_and_is_part_of_the_piece() {
         let mut pipeline = pipeline();
         receive(&mut pipeline, 10, set(3));
-        assert!(receive(&mut pipeline, 11, command(&[b"REPLCONF", b"GETACK", b"*"])));
+        assert!(receive(
+            &mut pipeline,
+            11,
+            command(&[b"REPLCONF", b"GETACK", b"*"])
+        ));
         assert_eq!(pipeline.due(Ticks(11)), Some(Due::Waited));
         let sealed = pipeline.seal().unwrap();
         assert_eq!(sealed.span.last, pipeline.offset());
@@ -260,7 +289,10 @@ mod tests {
         receive(&mut pipeline, 30, command(&[b"replconf", b"getack", b"*"]));
         assert!(pipeline.seal().is_some());
         receive(&mut pipeline, 30 + PINGS_SEAL_MILLIS, ping());
-        assert_eq!(pipeline.due(Ticks(30 + PINGS_SEAL_MILLIS)), Some(Due::Waited));
+        assert_eq!(
+            pipeline.due(Ticks(30 + PINGS_SEAL_MILLIS)),
+            Some(Due::Waited)
+        );
         assert!(pipeline.seal().is_some());
         receive(&mut pipeline, 31 + PINGS_SEAL_MILLIS, ping());
         assert_eq!(pipeline.due(Ticks(31 + PINGS_SEAL_MILLIS)), None);
@@ -273,12 +305,19 @@ mod tests {
         let mut pipeline = pipeline();
         let whole = set(3);
         let half = set(30).slice(..20);
-        receive(&mut pipeline, 10, [whole.clone(), half.clone()].concat().into());
+        receive(
+            &mut pipeline,
+            10,
+            [whole.clone(), half.clone()].concat().into(),
+        );
         let sealed = pipeline.seal().unwrap();
         assert_eq!(sealed.span.bytes(), whole.len() as u64);
         assert!(!sealed.open);
         assert_eq!(pipeline.unsealed_bytes(), half.len() as u64);
-        assert_eq!(pipeline.boundary().offset, Offset::new(100).plus(whole.len() as u64));
+        assert_eq!(
+            pipeline.boundary().offset,
+            Offset::new(100).plus(whole.len() as u64)
+        );
         receive(&mut pipeline, 20, set(30).slice(20..));
         let rest = pipeline.seal().unwrap();
         assert_eq!(rest.span.first, sealed.span.last.next());

@@ -18,7 +18,7 @@ use crate::proto::replica::Event;
 
 /// How long reading may be held back in all, until the buffers are half empty again, before the link is
 /// closed: a burst is waited out, a store that cannot keep up must not fill the master's output buffer.
-pub const STALL_MILLIS_MAX: u64 = 5_000;
+pub(super) const STALL_MILLIS_MAX: u64 = 5_000;
 /// What is kept of `--shutdown-timeout` for the last uploads, at most.
 const LAST_UPLOAD_MILLIS: u64 = 5_000;
 /// The first wait before another attempt at a snapshot.
@@ -51,8 +51,14 @@ enum Wake {
 
 impl Follower {
     /// Follows an open link until it ends. What was received goes on its way to the store whatever ended it.
-    pub(super) async fn stream(&mut self, link: &mut Link, stop: &mut watch::Receiver<bool>) -> FollowEnd {
-        let Some(lane) = &self.lane else { return FollowEnd::Link("nothing to follow".into()) };
+    pub(super) async fn stream(
+        &mut self,
+        link: &mut Link,
+        stop: &mut watch::Receiver<bool>,
+    ) -> FollowEnd {
+        let Some(lane) = &self.lane else {
+            return FollowEnd::Link("nothing to follow".into());
+        };
         let mut session = Session {
             pipeline: Pipeline::new(self.options.seal, lane.received),
             uploader: Arc::clone(&lane.uploader),
@@ -101,7 +107,11 @@ impl Follower {
                 Wake::Progress | Wake::Deadline | Wake::Room => Ok(()),
             };
             if let Err(end) = handled {
-                return if session.stop_at.is_some() { FollowEnd::Stopped } else { end };
+                return if session.stop_at.is_some() {
+                    FollowEnd::Stopped
+                } else {
+                    end
+                };
             }
             if session.stop_at.is_some_and(|at| now >= at) {
                 return FollowEnd::Stopped;
@@ -122,18 +132,25 @@ impl Follower {
     ) -> Wake {
         let now = self.clock.ticks();
         // With every slot taken a due piece goes on gathering; progress wakes us.
-        let seal_at = session.pipeline.due_at().filter(|_| session.uploader.has_slot());
-        let stall_at = (!read).then(|| now.plus(STALL_MILLIS_MAX.saturating_sub(session.stalled_millis)));
-        let deadline = [seal_at, stall_at, session.stop_at].into_iter().flatten().min();
+        let seal_at = session
+            .pipeline
+            .due_at()
+            .filter(|_| session.uploader.has_slot());
+        let stall_at =
+            (!read).then(|| now.plus(STALL_MILLIS_MAX.saturating_sub(session.stalled_millis)));
+        let deadline = [seal_at, stall_at, session.stop_at]
+            .into_iter()
+            .flatten()
+            .min();
         let sleep = Duration::from_millis(deadline.map_or(3_600_000, |at| at.since(now)));
         let stopping = session.stop_at.is_some();
         let budget = Arc::clone(&self.budget);
         let snapshot = self.lane.as_mut().map(|lane| &mut lane.snapshot);
         let snapshot = async {
             match snapshot {
-                Some(SnapshotNeed::Running(task)) => {
-                    task.await.expect("the snapshot task neither panics nor is cancelled while it is awaited")
-                }
+                Some(SnapshotNeed::Running(task)) => task.await.expect(
+                    "the snapshot task neither panics nor is cancelled while it is awaited",
+                ),
                 _ => std::future::pending().await,
             }
         };
@@ -151,7 +168,9 @@ impl Follower {
         match event {
             Event::Stream(bytes) => self.receive(session, bytes),
             Event::PayloadBegins { .. } => {
-                let Some(at) = self.payload_on_link() else { return Ok(()) };
+                let Some(at) = self.payload_on_link() else {
+                    return Ok(());
+                };
                 let begun = SnapshotSink::begin(
                     Arc::clone(&session.uploader),
                     Arc::clone(&self.encoder),
@@ -167,8 +186,13 @@ impl Follower {
                 None => Ok(()),
             },
             Event::PayloadEnds { .. } => {
-                let Some(sink) = session.sink.take() else { return Ok(()) };
-                let bytes = sink.finish(&self.redis.to_string()).await.map_err(FollowEnd::Snapshot)?;
+                let Some(sink) = session.sink.take() else {
+                    return Ok(());
+                };
+                let bytes = sink
+                    .finish(&self.redis.to_string())
+                    .await
+                    .map_err(FollowEnd::Snapshot)?;
                 if let Some(lane) = &mut self.lane {
                     lane.snapshot = SnapshotNeed::None;
                 }
@@ -188,8 +212,10 @@ impl Follower {
 
     fn receive(&self, session: &mut Session, bytes: Bytes) -> Result<(), FollowEnd> {
         let now = self.clock.ticks();
-        let waited =
-            session.pipeline.receive(now, self.clock.unix(), bytes).map_err(FollowEnd::Malformed)?;
+        let waited = session
+            .pipeline
+            .receive(now, self.clock.unix(), bytes)
+            .map_err(FollowEnd::Malformed)?;
         self.take_ready(session);
         if waited {
             session.received_acked = Ticks(0);
@@ -208,22 +234,38 @@ impl Follower {
     fn encode(&self, session: &mut Session, block: crate::archive::block::RawBlock) {
         let held = self.budget.reserve(block.raw_bytes() as u64);
         let (encoder, context) = (Arc::clone(&self.encoder), session.uploader.context());
-        session.blocks.push(tokio::spawn(async move { encoder.encode(block, context, held).await }));
+        session.blocks.push(tokio::spawn(async move {
+            encoder.encode(block, context, held).await
+        }));
     }
 
     fn seal(&self, session: &mut Session) {
         self.take_ready(session);
-        let Some(sealed) = session.pipeline.seal() else { return };
+        let Some(sealed) = session.pipeline.seal() else {
+            return;
+        };
         for block in sealed.blocks {
             self.encode(session, block);
         }
         let blocks = std::mem::take(&mut session.blocks);
-        session.uploader.submit(Piece { span: sealed.span, boundary: sealed.boundary, blocks });
+        session.uploader.submit(Piece {
+            span: sealed.span,
+            boundary: sealed.boundary,
+            blocks,
+        });
         session.gathering.resize(session.pipeline.unsealed_bytes());
     }
 
-    fn acknowledge(&self, session: &mut Session, link: &mut Link, progress: &watch::Receiver<Progress>) {
-        let durable = progress.borrow().durable.map_or(Offset::ZERO, |boundary| boundary.offset);
+    fn acknowledge(
+        &self,
+        session: &mut Session,
+        link: &mut Link,
+        progress: &watch::Receiver<Progress>,
+    ) {
+        let durable = progress
+            .borrow()
+            .durable
+            .map_or(Offset::ZERO, |boundary| boundary.offset);
         match self.options.ack {
             AckMode::Durable => link.acknowledge(durable, durable),
             AckMode::Received => {
@@ -252,8 +294,11 @@ impl Follower {
             return;
         }
         let (redis, uploader) = (self.redis.clone(), Arc::clone(uploader));
-        let (encoder, budget, clock) =
-            (Arc::clone(&self.encoder), Arc::clone(&self.budget), Arc::clone(&self.clock));
+        let (encoder, budget, clock) = (
+            Arc::clone(&self.encoder),
+            Arc::clone(&self.budget),
+            Arc::clone(&self.clock),
+        );
         lane.snapshot = SnapshotNeed::Running(tokio::spawn(async move {
             let mut attempts = 0;
             loop {
@@ -267,8 +312,13 @@ impl Follower {
                     Err(error @ SnapshotFailure::OtherHistory { .. }) => return Err(error),
                     Err(error) => {
                         attempts += 1;
-                        let wait = jittered(backoff(SNAPSHOT_RETRY_FIRST, SNAPSHOT_RETRY_MAX, attempts));
-                        tracing::warn!(attempts, wait_ms = wait.as_millis(), "{error}; trying again");
+                        let wait =
+                            jittered(backoff(SNAPSHOT_RETRY_FIRST, SNAPSHOT_RETRY_MAX, attempts));
+                        tracing::warn!(
+                            attempts,
+                            wait_ms = wait.as_millis(),
+                            "{error}; trying again"
+                        );
                         tokio::time::sleep(wait).await;
                     }
                 }
@@ -278,7 +328,11 @@ impl Follower {
 
     fn snapshot_ended(&mut self, result: Result<(), SnapshotFailure>) -> Result<(), FollowEnd> {
         if let Some(lane) = &mut self.lane {
-            lane.snapshot = if result.is_ok() { SnapshotNeed::None } else { SnapshotNeed::Wanted };
+            lane.snapshot = if result.is_ok() {
+                SnapshotNeed::None
+            } else {
+                SnapshotNeed::Wanted
+            };
         }
         result.map_err(FollowEnd::Snapshot)
     }
@@ -297,7 +351,9 @@ impl Follower {
     async fn last_words(&self, session: &Session, link: &mut Link) {
         let margin = LAST_UPLOAD_MILLIS.min(self.options.shutdown_millis / 4);
         let drained = session.uploader.drained();
-        if tokio::time::timeout(Duration::from_millis(margin), drained).await.is_ok()
+        if tokio::time::timeout(Duration::from_millis(margin), drained)
+            .await
+            .is_ok()
             && let Some(durable) = session.uploader.durable()
         {
             link.acknowledge(durable.offset, durable.offset);

@@ -43,7 +43,9 @@ pub enum SnapshotFailure {
         refusal: Refusal,
     },
     /// The snapshot belongs to another history than the link.
-    #[error("the snapshot belongs to history {found}, the replication stream to {expected}: the server changed in between")]
+    #[error(
+        "the snapshot belongs to history {found}, the replication stream to {expected}: the server changed in between"
+    )]
     OtherHistory {
         /// The link's replication id.
         expected: ReplicationId,
@@ -64,7 +66,6 @@ pub enum SnapshotFailure {
 }
 
 /// A payload on its way into the store. Dropping it before [`SnapshotSink::finish`] leaves nothing behind.
-#[derive(Debug)]
 pub struct SnapshotSink {
     builder: SnapshotBuilder,
     upload: Box<dyn Upload>,
@@ -91,7 +92,15 @@ impl SnapshotSink {
         let context = uploader.context();
         let name = builder.name(context.timeline, context.id);
         let upload = uploader.store().begin_upload(&name).await?;
-        Ok(Self { builder, upload, encoding: VecDeque::new(), budget, encoder, uploader, offset })
+        Ok(Self {
+            builder,
+            upload,
+            encoding: VecDeque::new(),
+            budget,
+            encoder,
+            uploader,
+            offset,
+        })
     }
 
     /// Takes some of the payload; waits while the store is slower than the master.
@@ -118,8 +127,12 @@ impl SnapshotSink {
     }
 
     async fn write_one(&mut self) -> Result<(), StoreError> {
-        let Some(encoded) = self.encoding.pop_front() else { return Ok(()) };
-        let (bytes, held) = encoded.await.expect("compression neither panics nor is cancelled");
+        let Some(encoded) = self.encoding.pop_front() else {
+            return Ok(());
+        };
+        let (bytes, held) = encoded
+            .await
+            .expect("compression neither panics nor is cancelled");
         let written = self.upload.write(bytes).await;
         drop(held);
         written
@@ -130,12 +143,18 @@ impl SnapshotSink {
     /// # Errors
     /// A damaged payload, and what the store says: then nothing is left in the store.
     pub async fn finish(mut self, address: &str) -> Result<u64, SnapshotFailure> {
-        let builder = std::mem::replace(&mut self.builder, SnapshotBuilder::new(Offset::ZERO, Default::default()));
+        let builder = std::mem::replace(
+            &mut self.builder,
+            SnapshotBuilder::new(Offset::ZERO, Default::default()),
+        );
         let sealed = match builder.finish() {
             Ok(sealed) => sealed,
             Err(error) => {
                 self.upload.abort().await;
-                return Err(SnapshotFailure::Damaged { address: address.into(), error });
+                return Err(SnapshotFailure::Damaged {
+                    address: address.into(),
+                    error,
+                });
             }
         };
         for block in sealed.blocks {
@@ -148,7 +167,10 @@ impl SnapshotSink {
         // A full resync makes the stream select its database itself, unless the payload says where it stands
         // (`repl-stream-db`, a snapshot from a replica: facts 2.3).
         let database = sealed.summary.head.stream_database;
-        self.uploader.snapshot_complete(Boundary { offset: self.offset, database });
+        self.uploader.snapshot_complete(Boundary {
+            offset: self.offset,
+            database,
+        });
         Ok(sealed.summary.bytes)
     }
 }
@@ -167,9 +189,16 @@ pub async fn fetch(
     clock: Arc<dyn Clock>,
 ) -> Result<(Offset, u64), SnapshotFailure> {
     let address = source.to_string();
-    let failed =
-        |reason: String| SnapshotFailure::Connection { address: source.to_string(), reason };
-    let options = ReplicaOptions { rdb_only: true, rdb_filter_only: None, psync: PsyncRequest::Full, ..options };
+    let failed = |reason: String| SnapshotFailure::Connection {
+        address: source.to_string(),
+        reason,
+    };
+    let options = ReplicaOptions {
+        rdb_only: true,
+        rdb_filter_only: None,
+        psync: PsyncRequest::Full,
+        ..options
+    };
     let endpoint: &Endpoint = &source.endpoint;
     let mut link = Link::open(endpoint, |_| None, options, Arc::clone(&clock))
         .await
@@ -178,12 +207,18 @@ pub async fn fetch(
     let mut sink = None;
     loop {
         match link.next(true).await {
-            Event::OptionRefused { option: "rdb-only", reply } => {
+            Event::OptionRefused {
+                option: "rdb-only",
+                reply,
+            } => {
                 return Err(failed(format!("it does not know rdb-only: {reply}")));
             }
             Event::OptionRefused { .. } | Event::PayloadBegins { .. } => {}
             Event::FullResync { id, .. } if id != expected => {
-                return Err(SnapshotFailure::OtherHistory { expected, found: id });
+                return Err(SnapshotFailure::OtherHistory {
+                    expected,
+                    found: id,
+                });
             }
             Event::FullResync { offset, .. } => {
                 let begun = SnapshotSink::begin(
@@ -212,8 +247,14 @@ pub async fn fetch(
             Event::TimedOut { stage, silent_ms } => {
                 return Err(failed(format!("{silent_ms} ms of silence while {stage}")));
             }
-            Event::ProtocolError { stage, expected, found } => {
-                return Err(failed(format!("while {stage}: expected {expected}, found {found}")));
+            Event::ProtocolError {
+                stage,
+                expected,
+                found,
+            } => {
+                return Err(failed(format!(
+                    "while {stage}: expected {expected}, found {found}"
+                )));
             }
             Event::Closed { stage } => return Err(failed(format!("closed while {stage}"))),
         }

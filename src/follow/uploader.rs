@@ -12,7 +12,6 @@ use crate::archive::block::{BlockContext, Boundary};
 use crate::archive::layout::{Object, ObjectName, Span};
 use crate::follow::budget::Reservation;
 use crate::follow::durable::Durable;
-use crate::follow::encode::Encoder;
 use crate::store::{Store, StoreError, create_or_same};
 
 /// Pieces that are written at the same time.
@@ -64,7 +63,10 @@ impl Uploader {
     /// Uploads under `context`; the archive already reaches up to `known`.
     pub fn new(store: Arc<dyn Store>, context: BlockContext, known: Option<Boundary>) -> Arc<Self> {
         let durable = Durable::new(known);
-        let progress = Progress { durable: durable.boundary(), ..Progress::default() };
+        let progress = Progress {
+            durable: durable.boundary(),
+            ..Progress::default()
+        };
         Arc::new(Self {
             store,
             context,
@@ -108,8 +110,9 @@ impl Uploader {
     /// Starts to upload a piece. Retried until it is there or the process ends.
     pub fn submit(self: &Arc<Self>, piece: Piece) {
         let in_flight = self.in_flight.fetch_add(1, Ordering::AcqRel) + 1;
-        self.progress.send_modify(|progress| progress.in_flight = in_flight);
-        let uploader = Self::clone(self);
+        self.progress
+            .send_modify(|progress| progress.in_flight = in_flight);
+        let uploader = Arc::clone(self);
         tokio::spawn(async move { uploader.upload(piece).await });
     }
 
@@ -117,15 +120,25 @@ impl Uploader {
         let mut bytes = Vec::with_capacity(piece.blocks.len());
         let mut held = Vec::with_capacity(piece.blocks.len());
         for block in piece.blocks {
-            let (block, reservation) = block.await.expect("compression is neither cancelled nor panics");
+            let (block, reservation) = block
+                .await
+                .expect("compression is neither cancelled nor panics");
             bytes.push(block);
             held.push(reservation);
         }
-        let object =
-            Object::Segment { seq: self.context.timeline, id: self.context.id, span: piece.span, merged: false };
+        let object = Object::Segment {
+            seq: self.context.timeline,
+            id: self.context.id,
+            span: piece.span,
+            merged: false,
+        };
         let name = object.name();
         {
-            let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
+            let _slot = self
+                .slots
+                .acquire()
+                .await
+                .expect("the semaphore is never closed");
             self.create(&name, bytes).await;
         }
         drop(held);
@@ -142,13 +155,15 @@ impl Uploader {
                 Err(error) => {
                     let wait = retry.after(&error);
                     let said = error.to_string();
-                    self.progress.send_modify(|progress| progress.failing = Some(said));
+                    self.progress
+                        .send_modify(|progress| progress.failing = Some(said));
                     tokio::time::sleep(wait).await;
                 }
             }
         }
         retry.recovered();
-        self.progress.send_modify(|progress| progress.failing = None);
+        self.progress
+            .send_modify(|progress| progress.failing = None);
     }
 
     fn stored(&self, change: impl FnOnce(&mut Durable)) {
@@ -202,7 +217,11 @@ impl Retry {
         if self.attempts.is_power_of_two() || !retryable {
             tracing::warn!(attempt = self.attempts, "{error}; still trying");
         }
-        if retryable { jittered(backoff(RETRY_FIRST, RETRY_MAX, self.attempts)) } else { jittered(RETRY_MAX) }
+        if retryable {
+            jittered(backoff(RETRY_FIRST, RETRY_MAX, self.attempts))
+        } else {
+            jittered(RETRY_MAX)
+        }
     }
 
     /// Says that it works again, if it had been said that it does not.
@@ -237,8 +256,9 @@ mod tests {
 
     #[test]
     fn waits_grow_up_to_a_bound() {
-        let waits: Vec<u128> =
-            (1..=6).map(|n| backoff(RETRY_FIRST, Duration::from_secs(1), n).as_millis()).collect();
+        let waits: Vec<u128> = (1..=6)
+            .map(|n| backoff(RETRY_FIRST, Duration::from_secs(1), n).as_millis())
+            .collect();
         assert_eq!(waits, [100, 200, 400, 800, 1000, 1000]);
         assert_eq!(backoff(RETRY_FIRST, RETRY_MAX, u32::MAX), RETRY_MAX);
         let wait = jittered(Duration::from_secs(2));

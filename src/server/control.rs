@@ -54,7 +54,9 @@ pub enum ControlError {
         answer: String,
     },
     /// The answer is not Redis protocol.
-    #[error("{address} does not speak the Redis protocol: it answered {found:?}; is this the right port?")]
+    #[error(
+        "{address} does not speak the Redis protocol: it answered {found:?}; is this the right port?"
+    )]
     NotRedis {
         /// The server's address.
         address: String,
@@ -101,9 +103,13 @@ impl Control {
     /// # Errors
     /// [`ControlError`] where the server cannot be reached or refuses the password.
     pub async fn connect(address: &Address) -> Result<Self, ControlError> {
-        let connection = Connection::open(&address.endpoint)
-            .await
-            .map_err(|error| ControlError::Connect { address: address.to_string(), error })?;
+        let connection =
+            Connection::open(&address.endpoint)
+                .await
+                .map_err(|error| ControlError::Connect {
+                    address: address.to_string(),
+                    error,
+                })?;
         let mut control = Self {
             address: address.to_string(),
             connection,
@@ -130,7 +136,8 @@ impl Control {
     /// [`ControlError`]; an error answer is [`ControlError::Refused`].
     pub async fn command(&mut self, arguments: &[&[u8]]) -> Result<BytesFrame, ControlError> {
         // Never the arguments of AUTH: they are secret.
-        let name = String::from_utf8_lossy(arguments.first().copied().unwrap_or_default()).into_owned();
+        let name =
+            String::from_utf8_lossy(arguments.first().copied().unwrap_or_default()).into_owned();
         let exchange = async {
             self.connection.write_all(&encode(arguments)).await?;
             self.answer().await
@@ -138,12 +145,23 @@ impl Control {
         let outcome = timeout(ANSWER_TIMEOUT, exchange).await;
         let address = || self.address.clone();
         match outcome {
-            Err(_) => Err(ControlError::Silent { address: address(), command: name }),
-            Ok(Err(error)) => Err(ControlError::Lost { address: address(), error }),
-            Ok(Ok(Answer::Garbage(found))) => Err(ControlError::NotRedis { address: address(), found }),
-            Ok(Ok(Answer::Frame(BytesFrame::Error(answer)))) => {
-                Err(ControlError::Refused { address: address(), command: name, answer: answer.to_string() })
-            }
+            Err(_) => Err(ControlError::Silent {
+                address: address(),
+                command: name,
+            }),
+            Ok(Err(error)) => Err(ControlError::Lost {
+                address: address(),
+                error,
+            }),
+            Ok(Ok(Answer::Garbage(found))) => Err(ControlError::NotRedis {
+                address: address(),
+                found,
+            }),
+            Ok(Ok(Answer::Frame(BytesFrame::Error(answer)))) => Err(ControlError::Refused {
+                address: address(),
+                command: name,
+                answer: answer.to_string(),
+            }),
             Ok(Ok(Answer::Frame(frame))) => Ok(frame),
         }
     }
@@ -177,7 +195,11 @@ impl Control {
     pub async fn info(&mut self) -> Result<Info, ControlError> {
         let frame = self.command(&[b"INFO"]).await?;
         let info = self.info_of(&frame, "INFO")?;
-        self.replicaof = if info.version_numbers() < (5, 0) { "SLAVEOF" } else { "REPLICAOF" };
+        self.replicaof = if info.version_numbers() < (5, 0) {
+            "SLAVEOF"
+        } else {
+            "REPLICAOF"
+        };
         Ok(info)
     }
 
@@ -193,7 +215,11 @@ impl Control {
     fn unexpected(&self, command: &str, frame: &BytesFrame) -> ControlError {
         let mut found = format!("{frame:?}");
         found.truncate(200);
-        ControlError::Unexpected { address: self.address.clone(), command: command.into(), found }
+        ControlError::Unexpected {
+            address: self.address.clone(),
+            command: command.into(),
+            found,
+        }
     }
 
     /// Makes the server our replica and tells what it was at that very moment: `MULTI; INFO; REPLICAOF; EXEC`.
@@ -205,9 +231,16 @@ impl Control {
     pub async fn take_over(&mut self, host: &str, port: u16) -> Result<Info, ControlError> {
         self.command(&[b"MULTI"]).await?;
         self.command(&[b"INFO"]).await?;
-        self.command(&[self.replicaof.as_bytes(), host.as_bytes(), port.to_string().as_bytes()]).await?;
+        self.command(&[
+            self.replicaof.as_bytes(),
+            host.as_bytes(),
+            port.to_string().as_bytes(),
+        ])
+        .await?;
         let frame = self.command(&[b"EXEC"]).await?;
-        let BytesFrame::Array(answers) = &frame else { return Err(self.unexpected("EXEC", &frame)) };
+        let BytesFrame::Array(answers) = &frame else {
+            return Err(self.unexpected("EXEC", &frame));
+        };
         if let Some(BytesFrame::Error(answer)) = answers.get(1) {
             return Err(ControlError::Refused {
                 address: self.address.clone(),
@@ -226,7 +259,9 @@ impl Control {
     /// # Errors
     /// [`ControlError`].
     pub async fn promote(&mut self) -> Result<(), ControlError> {
-        self.command(&[self.replicaof.as_bytes(), b"NO", b"ONE"]).await.map(drop)
+        self.command(&[self.replicaof.as_bytes(), b"NO", b"ONE"])
+            .await
+            .map(drop)
     }
 }
 

@@ -14,7 +14,9 @@ pub struct Info {
 
 /// INFO lacks what it must have.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("INFO has no usable {field}: is this a Redis or Valkey server, and may this user run INFO?")]
+#[error(
+    "INFO has no usable {field}: is this a Redis or Valkey server, and may this user run INFO?"
+)]
 pub struct MissingField {
     field: &'static str,
 }
@@ -24,7 +26,9 @@ impl Info {
     pub fn parse(text: &str) -> Self {
         let mut info = Self::default();
         for line in text.lines() {
-            let Some((name, value)) = line.trim_end().split_once(':') else { continue };
+            let Some((name, value)) = line.trim_end().split_once(':') else {
+                continue;
+            };
             if name.starts_with("db")
                 && let Some(keys) = value.split(',').find_map(|part| part.strip_prefix("keys="))
             {
@@ -57,17 +61,26 @@ impl Info {
 
     /// "redis" or "valkey".
     pub fn server_name(&self) -> &str {
-        if self.fields.contains_key("valkey_version") { "valkey" } else { "redis" }
+        if self.fields.contains_key("valkey_version") {
+            "valkey"
+        } else {
+            "redis"
+        }
     }
 
     /// The real version: valkey says 7.2.4 in `redis_version` (`protocol-facts` 1.4).
     pub fn version(&self) -> &str {
-        self.text("valkey_version").or_else(|| self.text("redis_version")).unwrap_or("?")
+        self.text("valkey_version")
+            .or_else(|| self.text("redis_version"))
+            .unwrap_or("?")
     }
 
     /// The first two numbers of the version.
     pub fn version_numbers(&self) -> (u32, u32) {
-        let mut numbers = self.version().split('.').map(|part| part.parse().unwrap_or(0));
+        let mut numbers = self
+            .version()
+            .split('.')
+            .map(|part| part.parse().unwrap_or(0));
         (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
     }
 
@@ -83,11 +96,15 @@ impl Info {
         };
         let id = field("master_replid")?
             .parse::<ReplicationId>()
-            .map_err(|_| MissingField { field: "master_replid" })?;
+            .map_err(|_| MissingField {
+                field: "master_replid",
+            })?;
         let offset = self
             .number("master_repl_offset")
             .map(Offset::new)
-            .ok_or(MissingField { field: "master_repl_offset" })?;
+            .ok_or(MissingField {
+                field: "master_repl_offset",
+            })?;
         Ok(Server {
             role,
             run_id: self.text("run_id").unwrap_or("").to_owned(),
@@ -97,18 +114,28 @@ impl Info {
             empty: self.keys == 0 && self.number("number_of_libraries").unwrap_or(0) == 0,
             untouched: self.untouched(),
             // The field is cut to whole seconds on both ends: up to one second more than the truth.
-            uptime_millis: self.number("uptime_in_seconds").unwrap_or(0).saturating_mul(1000).saturating_sub(1000),
+            uptime_millis: self
+                .number("uptime_in_seconds")
+                .unwrap_or(0)
+                .saturating_mul(1000)
+                .saturating_sub(1000),
         })
     }
 
     fn replica_role(&self, is_us: impl Fn(&str, u16) -> bool) -> Result<Role, MissingField> {
-        let host = self.text("master_host").ok_or(MissingField { field: "master_host" })?;
+        let host = self.text("master_host").ok_or(MissingField {
+            field: "master_host",
+        })?;
         let port = self.text("master_port").and_then(|port| port.parse().ok());
-        let port: u16 = port.ok_or(MissingField { field: "master_port" })?;
+        let port: u16 = port.ok_or(MissingField {
+            field: "master_port",
+        })?;
         if is_us(host, port) {
             return Ok(Role::ReplicaOfUs);
         }
-        Ok(Role::Replica { link_up: self.text("master_link_status") == Some("up") })
+        Ok(Role::Replica {
+            link_up: self.text("master_link_status") == Some("up"),
+        })
     }
 
     fn previous(&self) -> Option<(ReplicationId, Offset)> {
@@ -143,7 +170,9 @@ mod tests {
         master_replid2:0000000000000000000000000000000000000000\r\nmaster_repl_offset:0\r\nsecond_repl_offset:-1\r\n";
 
     fn server(extra: &str) -> Server {
-        Info::parse(&format!("{FRESH}{extra}")).server(|host, port| (host, port) == ("127.0.0.1", 7)).unwrap()
+        Info::parse(&format!("{FRESH}{extra}"))
+            .server(|host, port| (host, port) == ("127.0.0.1", 7))
+            .unwrap()
     }
 
     #[test]
@@ -159,14 +188,20 @@ mod tests {
     fn keys_functions_and_writes_are_seen() {
         assert!(!server("db0:keys=1,expires=0,avg_ttl=0\r\n").empty);
         assert!(!server("number_of_libraries:1\r\n").empty);
-        for touched in ["rdb_changes_since_last_save:1", "rdb_saves:1", "rdb_bgsave_in_progress:1"] {
+        for touched in [
+            "rdb_changes_since_last_save:1",
+            "rdb_saves:1",
+            "rdb_bgsave_in_progress:1",
+        ] {
             assert!(!server(&format!("{touched}\r\n")).untouched, "{touched}");
         }
     }
 
     #[test]
     fn a_second_id_names_the_last_offset_it_continues_from() {
-        let server = server("master_replid2:2222222222222222222222222222222222222222\r\nsecond_repl_offset:101\r\n");
+        let server = server(
+            "master_replid2:2222222222222222222222222222222222222222\r\nsecond_repl_offset:101\r\n",
+        );
         assert_eq!(server.previous.unwrap().1, Offset::new(100));
     }
 
@@ -177,7 +212,10 @@ mod tests {
                 .role
         };
         assert_eq!(replica("127.0.0.1", 7, "down"), Role::ReplicaOfUs);
-        assert_eq!(replica("127.0.0.1", 8, "down"), Role::Replica { link_up: false });
+        assert_eq!(
+            replica("127.0.0.1", 8, "down"),
+            Role::Replica { link_up: false }
+        );
         assert_eq!(replica("other", 7, "up"), Role::Replica { link_up: true });
     }
 
@@ -185,9 +223,16 @@ mod tests {
     fn loading_and_versions() {
         assert!(!Info::parse(FRESH).is_loading());
         assert!(Info::parse("loading:1\r\n").is_loading());
-        assert!(Info::parse("").is_loading(), "what does not say that it has loaded may still be loading");
-        let valkey = Info::parse("redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:9.1.2\r\n");
-        assert_eq!((valkey.server_name(), valkey.version_numbers()), ("valkey", (9, 1)));
+        assert!(
+            Info::parse("").is_loading(),
+            "what does not say that it has loaded may still be loading"
+        );
+        let valkey =
+            Info::parse("redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:9.1.2\r\n");
+        assert_eq!(
+            (valkey.server_name(), valkey.version_numbers()),
+            ("valkey", (9, 1))
+        );
     }
 
     #[test]

@@ -28,7 +28,9 @@ pub struct Credentials {
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
+        f.debug_struct("Credentials")
+            .field("user", &self.user)
+            .finish_non_exhaustive()
     }
 }
 
@@ -58,7 +60,9 @@ pub struct Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.endpoint {
-            Endpoint::Tcp { host, port } if host.contains(':') => write!(f, "redis://[{host}]:{port}"),
+            Endpoint::Tcp { host, port } if host.contains(':') => {
+                write!(f, "redis://[{host}]:{port}")
+            }
             Endpoint::Tcp { host, port } => write!(f, "redis://{host}:{port}"),
             Endpoint::Unix(path) => write!(f, "unix://{path}"),
         }
@@ -67,14 +71,18 @@ impl fmt::Display for Address {
 
 /// The text is not an address of a server.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("not the address of a Redis server: {reason}; write redis://[user:password@]host:port or unix:///path")]
+#[error(
+    "not the address of a Redis server: {reason}; write redis://[user:password@]host:port or unix:///path"
+)]
 pub struct BadAddress {
     reason: String,
 }
 
 impl BadAddress {
     fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into() }
+        Self {
+            reason: reason.into(),
+        }
     }
 }
 
@@ -84,29 +92,48 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, BadAddress> {
         let url = url::Url::parse(text).map_err(|error| BadAddress::new(error.to_string()))?;
         let decode = |part: &str| {
-            percent_decoded(part).ok_or_else(|| BadAddress::new("user or password is not valid UTF-8"))
+            percent_decoded(part)
+                .ok_or_else(|| BadAddress::new("user or password is not valid UTF-8"))
         };
         let credentials = match (url.username(), url.password()) {
             (_, None) => None,
-            ("", Some(password)) => Some(Credentials { user: None, password: decode(password)? }),
-            (user, Some(password)) => {
-                Some(Credentials { user: Some(decode(user)?), password: decode(password)? })
-            }
+            ("", Some(password)) => Some(Credentials {
+                user: None,
+                password: decode(password)?,
+            }),
+            (user, Some(password)) => Some(Credentials {
+                user: Some(decode(user)?),
+                password: decode(password)?,
+            }),
         };
         let endpoint = match url.scheme() {
             "redis" => {
                 let host = url.host_str().filter(|host| !host.is_empty());
                 let host = host.ok_or_else(|| BadAddress::new("the host is missing"))?;
-                let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-                Endpoint::Tcp { host, port: url.port().unwrap_or(DEFAULT_PORT) }
+                let host = host
+                    .trim_start_matches('[')
+                    .trim_end_matches(']')
+                    .to_owned();
+                Endpoint::Tcp {
+                    host,
+                    port: url.port().unwrap_or(DEFAULT_PORT),
+                }
             }
             "unix" => Endpoint::Unix(
-                percent_decoded(url.path()).ok_or_else(|| BadAddress::new("the path is not valid UTF-8"))?,
+                percent_decoded(url.path())
+                    .ok_or_else(|| BadAddress::new("the path is not valid UTF-8"))?,
             ),
-            "rediss" => return Err(BadAddress::new("TLS (rediss://) is not built into this version")),
+            "rediss" => {
+                return Err(BadAddress::new(
+                    "TLS (rediss://) is not built into this version",
+                ));
+            }
             other => return Err(BadAddress::new(format!("unknown scheme {other}://"))),
         };
-        Ok(Self { endpoint, credentials })
+        Ok(Self {
+            endpoint,
+            credentials,
+        })
     }
 }
 
@@ -151,14 +178,20 @@ impl Connection {
             }
         };
         timeout(CONNECT_TIMEOUT, attempt).await.unwrap_or_else(|_| {
-            Err(io::Error::new(io::ErrorKind::TimedOut, "no answer to the connection attempt within 10 s"))
+            Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "no answer to the connection attempt within 10 s",
+            ))
         })
     }
 
     /// Our own address on this connection: where the server can reach us. Loopback for a socket file.
     pub fn local_ip(&self) -> Option<IpAddr> {
         match self {
-            Self::Tcp(stream) => stream.local_addr().ok().map(|address: SocketAddr| address.ip()),
+            Self::Tcp(stream) => stream
+                .local_addr()
+                .ok()
+                .map(|address: SocketAddr| address.ip()),
             Self::Unix(_) => None,
         }
     }
@@ -178,7 +211,11 @@ impl AsyncRead for Connection {
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
@@ -209,7 +246,10 @@ mod tests {
         let address: Address = "redis://backup:s%3Aecret@10.0.0.7:7000".parse().unwrap();
         assert_eq!(address.to_string(), "redis://10.0.0.7:7000");
         let credentials = address.credentials.clone().unwrap();
-        assert_eq!((credentials.user.as_deref(), credentials.password.as_str()), (Some("backup"), "s:ecret"));
+        assert_eq!(
+            (credentials.user.as_deref(), credentials.password.as_str()),
+            (Some("backup"), "s:ecret")
+        );
         assert!(!format!("{address:?}").contains("ecret"));
         let default: Address = "redis://:pw@[::1]".parse().unwrap();
         assert_eq!(default.to_string(), "redis://[::1]:6379");
@@ -220,9 +260,18 @@ mod tests {
 
     #[test]
     fn what_is_no_address_says_how_to_write_one() {
-        for text in ["127.0.0.1:6379", "http://host", "redis://", "rediss://host", "nonsense"] {
+        for text in [
+            "127.0.0.1:6379",
+            "http://host",
+            "redis://",
+            "rediss://host",
+            "nonsense",
+        ] {
             let error = text.parse::<Address>().unwrap_err().to_string();
-            assert!(error.contains("redis://[user:password@]host:port"), "{text}: {error}");
+            assert!(
+                error.contains("redis://[user:password@]host:port"),
+                "{text}: {error}"
+            );
         }
     }
 }

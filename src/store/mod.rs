@@ -10,6 +10,7 @@ use bytes::Bytes;
 use crate::archive::layout::ObjectName;
 use crate::position::UnixMillis;
 
+pub mod catalog;
 mod error;
 #[cfg(any(test, feature = "faulty"))]
 pub mod faulty;

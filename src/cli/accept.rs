@@ -1,0 +1,70 @@
+//! `perennial accept`: a person says that a suspect timeline is right.
+
+use anyhow::bail;
+
+use super::flags::AcceptArguments;
+use super::{open_store, say};
+use crate::archive::layout::{AcceptedDocument, DOCUMENT_FORMAT};
+use crate::clock::Clock;
+use crate::position::TimelineSeq;
+use crate::store::catalog;
+
+/// Accepts.
+///
+/// # Errors
+/// Where there is nothing to accept, or the archive cannot be read or written.
+pub async fn run(arguments: &AcceptArguments, clock: &dyn Clock) -> anyhow::Result<()> {
+    let store = open_store(&arguments.archive)?;
+    let loaded = catalog::load(&*store, &[]).await?;
+    let catalog = &loaded.catalog;
+    let newest_suspect = || {
+        let suspects = catalog
+            .timelines()
+            .rev()
+            .filter(|timeline| catalog.suspect(timeline.seq()).is_some());
+        suspects
+            .map(|timeline| timeline.seq())
+            .find(|seq| catalog.end(*seq).is_some())
+    };
+    let Some(seq) = arguments
+        .timeline
+        .map(TimelineSeq::new)
+        .or_else(newest_suspect)
+    else {
+        bail!(
+            "no timeline in {} is suspect and restorable: nothing to accept",
+            store.address()
+        );
+    };
+    if catalog.timeline(seq).is_none() {
+        bail!(
+            "there is no timeline {seq} in {}; `perennial status` lists them",
+            store.address()
+        );
+    }
+    if catalog.head().is_some_and(|head| head.timeline == seq) {
+        say(&format!(
+            "timeline {seq} is the head already: nothing changed"
+        ));
+        return Ok(());
+    }
+    if catalog.end(seq).is_none() {
+        bail!("nothing on timeline {seq} can be restored yet: wait until its snapshot is complete");
+    }
+    let before = catalog.head();
+    let document = AcceptedDocument {
+        format: DOCUMENT_FORMAT,
+        accepted_at: clock.unix(),
+        by: std::env::var("USER").unwrap_or_else(|_| "unknown".into()),
+        reason: arguments.reason.clone(),
+    };
+    catalog::accept(&*store, catalog, seq, document).await?;
+    say(&format!(
+        "timeline {seq} is the head now{}",
+        before.map_or_else(String::new, |before| format!(
+            "; before it was {before}, which stays and can be restored by --at timeline:{}",
+            before.timeline
+        ))
+    ));
+    Ok(())
+}

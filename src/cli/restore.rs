@@ -1,0 +1,201 @@
+//! `perennial restore`: a moment of the archive to files.
+
+use std::io::{IsTerminal, Write};
+
+use serde_json::json;
+
+use super::flags::RestoreArguments;
+use super::{EXIT_NOTHING, Exit, open_store, say};
+use crate::archive::plan::{Plan, PlanError, Target, plan};
+use crate::position::{Offset, Position, TimelineSeq};
+use crate::restore::to_dir;
+use crate::store::catalog::{self, CatalogError, Loaded};
+use crate::store::{Store, StoreErrorKind};
+
+/// Restores.
+///
+/// # Errors
+/// What failed, on what; exit code 3 where there is nothing to restore.
+pub async fn run(arguments: RestoreArguments) -> anyhow::Result<()> {
+    let store = open_store(&arguments.archive)?;
+    let loaded = match catalog::load(&*store, &[]).await {
+        Ok(loaded) => loaded,
+        Err(error) if is_missing(&error) => return nothing(&arguments, error.to_string()),
+        Err(error) => return Err(error.into()),
+    };
+    let planned = match plan_for(&arguments.at, loaded, &*store).await? {
+        (Ok(planned), loaded) => (planned, loaded),
+        (Err(error @ (PlanError::Empty | PlanError::OnlySuspects)), _) => {
+            return nothing(&arguments, format!("{}: {error}", store.address()));
+        }
+        (Err(error), _) => return Err(error.into()),
+    };
+    let (planned, loaded) = planned;
+    if arguments.dry_run {
+        print_plan(&planned, arguments.json);
+        return Ok(());
+    }
+    let archive = loaded.catalog.archive().map(|document| document.archive);
+    let archive = archive.ok_or_else(|| anyhow::anyhow!("archive.json is missing"))?;
+    let mut progress = Progress::new();
+    let restored = to_dir::restore(
+        store,
+        archive,
+        &planned,
+        &arguments.to,
+        arguments.force,
+        |bytes| progress.add(bytes),
+    )
+    .await;
+    progress.end();
+    let restored = restored?;
+    if arguments.json {
+        say(&json!({
+            "directory": restored.directory,
+            "timeline": planned.target.timeline.as_u32(),
+            "offset": planned.target.offset.as_u64(),
+            "until_ms": planned.until.0,
+            "payload_bytes": restored.payload_bytes,
+            "stream_bytes": restored.stream_bytes,
+            "server": restored.server,
+        })
+        .to_string());
+    } else {
+        say(&format!(
+            "restored {} to {}: {} of snapshot and {} of replication stream, written by {}\nstart a server on it:\n  redis-server --dir {} --appendonly yes",
+            planned.target,
+            restored.directory.display(),
+            bytesize::ByteSize(restored.payload_bytes),
+            bytesize::ByteSize(restored.stream_bytes),
+            restored.server,
+            restored.directory.display(),
+        ));
+    }
+    Ok(())
+}
+
+fn is_missing(error: &CatalogError) -> bool {
+    match error {
+        CatalogError::Missing { .. } => true,
+        CatalogError::Store(error) => error.kind == StoreErrorKind::NotFound,
+        CatalogError::Document { .. } | CatalogError::WrongName { .. } => false,
+    }
+}
+
+fn nothing(arguments: &RestoreArguments, message: String) -> anyhow::Result<()> {
+    if arguments.if_archive_exists {
+        say(&format!("nothing restored: {message}"));
+        return Ok(());
+    }
+    Err(Exit {
+        message,
+        code: EXIT_NOTHING,
+    }
+    .into())
+}
+
+/// Reads `--at`, looks into the end of the timeline it names, and plans.
+async fn plan_for(
+    at: &str,
+    mut loaded: Loaded,
+    store: &dyn Store,
+) -> anyhow::Result<(Result<Plan, PlanError>, Loaded)> {
+    let target = target(at, &loaded).map_err(|message| Exit { message, code: 2 })?;
+    if let Target::Timeline(seq) = target {
+        loaded.resolve(store, seq).await?;
+    }
+    Ok((plan(&loaded.catalog, target), loaded))
+}
+
+fn target(at: &str, loaded: &Loaded) -> Result<Target, String> {
+    let unreadable = || {
+        format!(
+            "--at {at}: write latest, timeline:SEQ, offset:N or offset:N@SEQ; `perennial ls` shows what there is"
+        )
+    };
+    let seq = |text: &str| text.parse().map(TimelineSeq::new).map_err(|_| unreadable());
+    if at == "latest" {
+        return Ok(Target::Latest);
+    }
+    if let Some(number) = at.strip_prefix("timeline:") {
+        return Ok(Target::Timeline(seq(number)?));
+    }
+    let Some(text) = at.strip_prefix("offset:") else {
+        return Err(unreadable());
+    };
+    let (offset, timeline) = match text.split_once('@') {
+        Some((offset, timeline)) => (offset, Some(seq(timeline)?)),
+        None => (text, loaded.catalog.head().map(|head| head.timeline)),
+    };
+    let offset = offset.parse().map(Offset::new).map_err(|_| unreadable())?;
+    // An archive without a head is empty: planned as such.
+    Ok(timeline.map_or(Target::Latest, |timeline| {
+        Target::Offset(Position { timeline, offset })
+    }))
+}
+
+fn print_plan(plan: &Plan, json: bool) {
+    let summary = plan.summary();
+    if json {
+        say(&serde_json::to_string_pretty(&summary).unwrap_or_default());
+        return;
+    }
+    let mut text = format!(
+        "would restore {} (replication id {})\n  last byte received  {}\n  objects             {} ({})\n  replication stream  {}\n  snapshot            {}",
+        plan.target,
+        plan.id,
+        super::status::time(plan.until),
+        plan.objects(),
+        bytesize::ByteSize(plan.stored_bytes()),
+        bytesize::ByteSize(plan.stream_bytes()),
+        plan.snapshot.name,
+    );
+    for leg in &plan.legs {
+        text += &format!(
+            "\n  then timeline {}: offsets {} to {} from {} segments",
+            leg.timeline,
+            leg.after.next(),
+            leg.to,
+            leg.segments.len()
+        );
+    }
+    say(&text);
+}
+
+/// Bytes so far, on a terminal only.
+struct Progress {
+    bytes: u64,
+    shown: u64,
+    terminal: bool,
+}
+
+/// How many bytes between two lines of progress.
+const PROGRESS_BYTES: u64 = 16 * 1024 * 1024;
+
+impl Progress {
+    fn new() -> Self {
+        Self {
+            bytes: 0,
+            shown: 0,
+            terminal: std::io::stderr().is_terminal(),
+        }
+    }
+
+    fn add(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        if self.terminal && self.bytes - self.shown >= PROGRESS_BYTES {
+            self.shown = self.bytes;
+            let _ = write!(
+                std::io::stderr(),
+                "\rrestoring: {}   ",
+                bytesize::ByteSize(self.bytes)
+            );
+        }
+    }
+
+    fn end(&self) {
+        if self.terminal && self.shown > 0 {
+            let _ = writeln!(std::io::stderr());
+        }
+    }
+}

@@ -1,0 +1,419 @@
+//! `perennial run`: where follow and restore meet. Looks, asks `decide`, does what it says, and begins again
+//! whenever something ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::sync::watch;
+
+use crate::archive::layout::ArchiveDocument;
+use crate::archive::plan::{Target, continuation, plan};
+use crate::clock::Clock;
+use crate::config::RunOptions;
+use crate::decide::{Action, Look, Policy, Refusal, Server, before_sync, look};
+use crate::follow::{FollowEnd, Follower, backoff, jittered};
+use crate::restore::seeder::Seeder;
+use crate::restore::to_replica::{Approach, Seed, SeedError, summary};
+use crate::server::control::Control;
+use crate::server::info::Info;
+use crate::store::Store;
+use crate::store::catalog::{self, CatalogError, Loaded};
+
+/// The first wait before looking again.
+const LOOK_FIRST: Duration = Duration::from_millis(50);
+/// The longest wait before looking again at a server that cannot be reached: an empty one should not be left
+/// alone for long.
+const LOOK_MAX: Duration = Duration::from_secs(2);
+/// The longest wait after something that a person must change.
+const SLOW_MAX: Duration = Duration::from_secs(30);
+/// The first wait after a failed seed.
+const SEED_RETRY_FIRST: Duration = Duration::from_secs(1);
+/// The longest wait after a failed seed: each one costs the server a full load.
+const SEED_RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// Follows until told to stop.
+///
+/// # Errors
+/// What trying again cannot heal: an archive of another name or a newer version, an address that cannot be
+/// listened on; and, at the end, what could not be stored in time.
+pub async fn run(
+    options: RunOptions,
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    mut stop: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let seeder = Seeder::open(options.seeder.clone(), Arc::clone(&clock))
+        .await
+        .with_context(|| format!("listen on --seed-listen {}", options.seeder.listen))?;
+    tracing::info!(
+        redis = %options.redis, archive = %store.address(), seed_port = seeder.port(),
+        "perennial {}", env!("CARGO_PKG_VERSION")
+    );
+    let Some(archive) = open_archive(&options, &*store, &*clock, &mut stop).await? else {
+        return Ok(());
+    };
+    let follower = Follower::new(
+        options.redis.clone(),
+        Arc::clone(&store),
+        archive.archive,
+        options.follow.clone(),
+        Arc::clone(&clock),
+    );
+    let shutdown_timeout = options.shutdown_timeout;
+    let mut runner = Runner {
+        options,
+        store,
+        clock,
+        archive,
+        seeder,
+        follower,
+        seeds_failed: 0,
+    };
+    let mut pace = Pace::default();
+    while !*stop.borrow() {
+        let wait = match runner.round(&mut stop).await? {
+            Round::Again => {
+                pace = Pace::default();
+                continue;
+            }
+            Round::Later(said) => pace.next(&said),
+            Round::AfterSeed(error) => {
+                tracing::error!(failed = runner.seeds_failed, "seed failed: {error}");
+                jittered(backoff(
+                    SEED_RETRY_FIRST,
+                    SEED_RETRY_MAX,
+                    runner.seeds_failed,
+                ))
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+    }
+    runner.finish(shutdown_timeout).await
+}
+
+/// Opens or creates the archive, however long the store takes.
+async fn open_archive(
+    options: &RunOptions,
+    store: &dyn Store,
+    clock: &dyn Clock,
+    stop: &mut watch::Receiver<bool>,
+) -> anyhow::Result<Option<ArchiveDocument>> {
+    let mut pace = Pace::default();
+    loop {
+        let opened = async {
+            store.prepare().await?;
+            catalog::open_archive(store, options.name.as_deref(), clock.unix()).await
+        };
+        let error = tokio::select! {
+            opened = opened => match opened {
+                Ok(document) => return Ok(Some(document)),
+                Err(error) => error,
+            },
+            _ = stop.wait_for(|stop| *stop) => return Ok(None),
+        };
+        if !matches!(error, CatalogError::Store(_)) {
+            return Err(error.into());
+        }
+        let wait = pace.next(&Said::slow(format!("not ready: {error}")));
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            _ = stop.wait_for(|stop| *stop) => return Ok(None),
+        }
+    }
+}
+
+/// What a round came to.
+enum Round {
+    /// Something was done: look again at once.
+    Again,
+    /// Nothing could be done, or a link ended.
+    Later(Said),
+    /// A seed failed.
+    AfterSeed(SeedError),
+}
+
+/// What is said before waiting.
+struct Said {
+    text: String,
+    /// Somebody must change something; looked at again all the same, slowly.
+    slow: bool,
+    /// It worked for a while: the waits begin anew.
+    fresh: bool,
+}
+
+impl Said {
+    fn new(text: String) -> Self {
+        Self {
+            text,
+            slow: false,
+            fresh: false,
+        }
+    }
+
+    fn slow(text: String) -> Self {
+        Self {
+            text,
+            slow: true,
+            fresh: false,
+        }
+    }
+}
+
+/// Waits that grow, and each thing said once until it changes or long after.
+#[derive(Default)]
+struct Pace {
+    attempts: u32,
+    same: u32,
+    last: String,
+}
+
+impl Pace {
+    fn next(&mut self, said: &Said) -> Duration {
+        if said.fresh {
+            *self = Self::default();
+        }
+        self.attempts += 1;
+        self.same = if said.text == self.last {
+            self.same + 1
+        } else {
+            1
+        };
+        if self.same.is_power_of_two() {
+            tracing::warn!(attempt = self.same, "{}; trying again", said.text);
+        }
+        self.last.clone_from(&said.text);
+        jittered(backoff(
+            LOOK_FIRST,
+            if said.slow { SLOW_MAX } else { LOOK_MAX },
+            self.attempts,
+        ))
+    }
+}
+
+struct Runner {
+    options: RunOptions,
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    archive: ArchiveDocument,
+    seeder: Seeder,
+    follower: Follower,
+    seeds_failed: u32,
+}
+
+impl Runner {
+    /// One look and what follows from it.
+    async fn round(&mut self, stop: &mut watch::Receiver<bool>) -> anyhow::Result<Round> {
+        let mut control = match Control::connect(&self.options.redis).await {
+            Ok(control) => control,
+            Err(error) => return Ok(Round::Later(Said::new(error.to_string()))),
+        };
+        let info = match control.info().await {
+            Ok(info) => info,
+            Err(error) => return Ok(Round::Later(Said::new(error.to_string()))),
+        };
+        if info.is_loading() {
+            return Ok(Round::Later(Said::new(format!(
+                "{} is loading its data",
+                self.options.redis
+            ))));
+        }
+        let local_ip = control.local_ip();
+        let server = match info.server(|host, port| self.seeder.is_us(host, port, local_ip)) {
+            Ok(server) => server,
+            Err(error) => return Ok(Round::Later(Said::slow(error.to_string()))),
+        };
+        self.follower.know_server(&info);
+        if self.follower.can_resume(&server) {
+            let end = self.follower.resume(stop).await;
+            return Ok(self.after_follow(&end));
+        }
+        tokio::select! {
+            () = self.follower.settle() => {}
+            _ = stop.wait_for(|stop| *stop) => return Ok(Round::Later(Said::new("stopping".into()))),
+        }
+        let ids: Vec<_> = server
+            .previous
+            .iter()
+            .map(|(id, _)| *id)
+            .chain([server.id])
+            .collect();
+        let loaded = match catalog::load(&*self.store, &ids).await {
+            Ok(loaded) => loaded,
+            Err(error @ CatalogError::Store(_)) => {
+                return Ok(Round::Later(Said::slow(format!(
+                    "not ready: the archive cannot be read, so nothing is followed or seeded: {error}"
+                ))));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let looked = look(&server, &loaded.catalog, self.clock.unix());
+        let action = before_sync(&looked, self.options.seed);
+        tracing::debug!(?looked, ?action, "decided");
+        self.act(action, &loaded, &server, &mut control, stop).await
+    }
+
+    async fn act(
+        &mut self,
+        action: Action,
+        loaded: &Loaded,
+        server: &Server,
+        control: &mut Control,
+        stop: &mut watch::Receiver<bool>,
+    ) -> anyhow::Result<Round> {
+        match action {
+            Action::Follow(follow) => {
+                let (seeder, local_ip) = (&self.seeder, control.local_ip());
+                let is_us = |host: &str, port: u16| seeder.is_us(host, port, local_ip);
+                let end = self
+                    .follower
+                    .follow(&follow, loaded, server, control, is_us, stop)
+                    .await;
+                Ok(self.after_follow(&end))
+            }
+            Action::Refuse(refusal) => Ok(Round::Later(match refusal {
+                Refusal::ReplicaWaits => Said::new(format!("not ready: {refusal}")),
+                Refusal::SeedForbidden | Refusal::Contested(_) => {
+                    Said::slow(format!("not ready: {refusal}"))
+                }
+            })),
+            Action::Promote => {
+                tracing::info!(
+                    "promoting the replica as it is: it has nothing to get from the archive"
+                );
+                Ok(match control.promote().await {
+                    Ok(()) => Round::Again,
+                    Err(error) => Round::Later(Said::slow(error.to_string())),
+                })
+            }
+            Action::Seed => self.seed(loaded, server, control, Approach::TakeOver).await,
+            Action::SeedReplica => self.seed(loaded, server, control, Approach::Waits).await,
+            Action::ContinueReplica(offer) => {
+                let approach = Approach::Continues(offer.position, offer.id);
+                self.seed(loaded, server, control, approach).await
+            }
+        }
+    }
+
+    fn after_follow(&self, end: &FollowEnd) -> Round {
+        match end {
+            FollowEnd::Stopped => Round::Again,
+            FollowEnd::Refused(refusal) if !refusal.is_temporary() => {
+                Round::Later(Said::slow(format!("{}: {end}", self.options.redis)))
+            }
+            FollowEnd::Link(_) => Round::Later(Said {
+                text: format!("{}: {end}", self.options.redis),
+                slow: false,
+                fresh: true,
+            }),
+            FollowEnd::Malformed(_) => {
+                Round::Later(Said::slow(format!("{}: {end}", self.options.redis)))
+            }
+            end => Round::Later(Said::new(format!("{}: {end}", self.options.redis))),
+        }
+    }
+
+    async fn seed(
+        &mut self,
+        loaded: &Loaded,
+        server: &Server,
+        control: &mut Control,
+        approach: Approach,
+    ) -> anyhow::Result<Round> {
+        let planned = match approach {
+            Approach::Continues(position, _) => {
+                continuation(&loaded.catalog, position, Target::Latest)
+            }
+            Approach::TakeOver | Approach::Waits => plan(&loaded.catalog, Target::Latest),
+        };
+        let planned = match planned {
+            Ok(planned) => planned,
+            Err(error) => {
+                return Ok(Round::Later(Said::slow(format!(
+                    "not ready: cannot seed: {error}"
+                ))));
+            }
+        };
+        tracing::info!("seeding {}: {}", self.options.redis, summary(&planned));
+        let (seeder, local_ip) = (&self.seeder, control.local_ip());
+        let (policy, now) = (self.options.seed, self.clock.unix());
+        let unchanged = |info: &Info| {
+            let again = info
+                .server(|host, port| seeder.is_us(host, port, local_ip))
+                .map_err(|_| "INFO became unusable")?;
+            still_to_be_seeded(
+                &again,
+                server,
+                &look(&again, &loaded.catalog, now),
+                policy,
+                info,
+            )
+        };
+        let seed = Seed {
+            store: Arc::clone(&self.store),
+            archive: self.archive.archive,
+            plan: planned,
+            seeder,
+            approach,
+            clock: &*self.clock,
+        };
+        match seed.run(control, unchanged).await {
+            Ok(end) => {
+                self.seeds_failed = 0;
+                tracing::info!(offset = %end, "seeded: {} is a master again", self.options.redis);
+                Ok(Round::Again)
+            }
+            Err(error @ SeedError::Changed { .. }) => {
+                Ok(Round::Later(Said::new(format!("not seeded: {error}"))))
+            }
+            Err(error) => {
+                self.seeds_failed += 1;
+                Ok(Round::AfterSeed(error))
+            }
+        }
+    }
+
+    /// After being told to stop: waits for what is on its way.
+    async fn finish(mut self, shutdown_timeout: Duration) -> anyhow::Result<()> {
+        let drained = tokio::time::timeout(shutdown_timeout / 4, self.follower.settle()).await;
+        if drained.is_ok() {
+            tracing::info!("stopped: everything received is in the archive");
+            return Ok(());
+        }
+        let progress = self.follower.progress().unwrap_or_default();
+        anyhow::bail!(
+            "stopped with {} pieces not stored: the archive reaches up to offset {}{}",
+            progress.in_flight,
+            progress
+                .durable
+                .map_or_else(|| "none".into(), |boundary| boundary.offset.to_string()),
+            progress
+                .failing
+                .map(|why| format!("; {why}"))
+                .unwrap_or_default()
+        )
+    }
+}
+
+/// Whether a server, as it says of itself inside the takeover transaction, is still what was decided on.
+fn still_to_be_seeded(
+    now: &Server,
+    before: &Server,
+    looked: &Look,
+    policy: Policy,
+    info: &Info,
+) -> Result<(), &'static str> {
+    if now.run_id != before.run_id {
+        return Err("it was restarted");
+    }
+    if info.is_loading() {
+        return Err("it began to load data");
+    }
+    if before_sync(looked, policy) != Action::Seed {
+        return Err("it was written to");
+    }
+    Ok(())
+}

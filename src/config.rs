@@ -1,0 +1,262 @@
+//! From flags as they were typed to each part's own checked options. Knows nothing of the command line.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::decide::Policy;
+use crate::follow::{AckMode, FollowOptions, SealOptions};
+use crate::proto::handshake::Auth;
+use crate::restore::seeder::SeederOptions;
+use crate::server::net::Address;
+
+/// What `perennial run` was told, as typed.
+#[derive(Clone, Debug)]
+pub struct RunSettings {
+    /// `--redis`
+    pub redis: String,
+    /// `--archive`
+    pub archive: String,
+    /// `--name`
+    pub name: Option<String>,
+    /// `--seed`
+    pub seed: Policy,
+    /// `--seed-listen`
+    pub seed_listen: String,
+    /// `--seed-announce`
+    pub seed_announce: Option<String>,
+    /// `--seed-password`
+    pub seed_password: Option<String>,
+    /// `--redis-password`
+    pub redis_password: Option<String>,
+    /// `--ack`
+    pub ack: AckMode,
+    /// `--flush-interval`
+    pub flush_interval: String,
+    /// `--flush-bytes`
+    pub flush_bytes: String,
+    /// `--buffer-bytes`
+    pub buffer_bytes: String,
+    /// `--shutdown-timeout`
+    pub shutdown_timeout: String,
+}
+
+/// What `perennial run` needs, checked.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// The server.
+    pub redis: Address,
+    /// The data set's name.
+    pub name: Option<String>,
+    /// What may be seeded.
+    pub seed: Policy,
+    /// Where and how to play master.
+    pub seeder: SeederOptions,
+    /// How to follow.
+    pub follow: FollowOptions,
+    /// How long stopping may take.
+    pub shutdown_timeout: Duration,
+}
+
+/// A setting that cannot be used.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("--{flag}: {reason}")]
+pub struct BadSetting {
+    flag: &'static str,
+    reason: String,
+}
+
+fn bad(flag: &'static str, reason: impl fmt::Display) -> BadSetting {
+    BadSetting {
+        flag,
+        reason: reason.to_string(),
+    }
+}
+
+/// The longest data set name, characters.
+const NAME_CHARACTERS_MAX: usize = 200;
+
+impl RunSettings {
+    /// Checks everything that can be checked without connecting anywhere.
+    ///
+    /// # Errors
+    /// [`BadSetting`] names the flag and what to write instead.
+    pub fn check(self) -> Result<RunOptions, BadSetting> {
+        let mut redis: Address = self.redis.parse().map_err(|error| bad("redis", error))?;
+        if let Some(password) = self.redis_password {
+            let user = redis
+                .credentials
+                .take()
+                .and_then(|credentials| credentials.user);
+            redis.credentials = Some(crate::server::net::Credentials { user, password });
+        }
+        let name = self.name.filter(|name| !name.is_empty());
+        if name
+            .as_ref()
+            .is_some_and(|name| name.chars().count() > NAME_CHARACTERS_MAX)
+        {
+            return Err(bad(
+                "name",
+                format!("longer than {NAME_CHARACTERS_MAX} characters"),
+            ));
+        }
+        let flush_bytes = bytes("flush-bytes", &self.flush_bytes, 64 * 1024)?;
+        let buffer_bytes = bytes("buffer-bytes", &self.buffer_bytes, 4 * 1024 * 1024)?;
+        if flush_bytes > buffer_bytes {
+            return Err(bad(
+                "flush-bytes",
+                "larger than --buffer-bytes: a piece must fit into the buffer",
+            ));
+        }
+        let interval = duration("flush-interval", &self.flush_interval)?;
+        if interval > Duration::from_secs(60) {
+            return Err(bad(
+                "flush-interval",
+                "longer than 60s: what is not stored is lost with the master",
+            ));
+        }
+        let shutdown_timeout = duration("shutdown-timeout", &self.shutdown_timeout)?;
+        Ok(RunOptions {
+            redis,
+            name,
+            seed: self.seed,
+            seeder: seeder(&self.seed_listen, self.seed_announce, self.seed_password)?,
+            follow: FollowOptions {
+                seal: SealOptions {
+                    interval_millis: millis(interval).max(1),
+                    bytes_max: flush_bytes,
+                },
+                buffer_bytes,
+                ack: self.ack,
+                shutdown_millis: millis(shutdown_timeout),
+            },
+            shutdown_timeout,
+        })
+    }
+}
+
+fn seeder(
+    listen: &str,
+    announce: Option<String>,
+    password: Option<String>,
+) -> Result<SeederOptions, BadSetting> {
+    let listen: SocketAddr = listen.parse().map_err(|_| {
+        bad(
+            "seed-listen",
+            format!("{listen:?} is not an address and a port like 127.0.0.1:6390"),
+        )
+    })?;
+    if !listen.ip().is_loopback() && password.is_none() {
+        return Err(bad(
+            "seed-listen",
+            "on an address that others can reach, --seed-password is needed (the server's masterauth): whoever \
+             connects there is given all data",
+        ));
+    }
+    let announce = announce
+        .map(|text| {
+            let (host, port) = text
+                .rsplit_once(':')
+                .ok_or_else(|| bad("seed-announce", "write HOST:PORT"))?;
+            let port = port
+                .parse()
+                .map_err(|_| bad("seed-announce", "the port is not a number"))?;
+            Ok((host.to_owned(), port))
+        })
+        .transpose()?;
+    let auth = password.map(|password| Auth {
+        user: None,
+        password,
+    });
+    Ok(SeederOptions {
+        listen,
+        announce,
+        auth,
+    })
+}
+
+fn bytes(flag: &'static str, text: &str, at_least: u64) -> Result<u64, BadSetting> {
+    let size: bytesize::ByteSize = text
+        .parse()
+        .map_err(|_| bad(flag, format!("{text:?} is not a size like 8MiB")))?;
+    if size.as_u64() < at_least {
+        return Err(bad(
+            flag,
+            format!("at least {}", bytesize::ByteSize(at_least)),
+        ));
+    }
+    Ok(size.as_u64())
+}
+
+fn duration(flag: &'static str, text: &str) -> Result<Duration, BadSetting> {
+    humantime::parse_duration(text)
+        .map_err(|_| bad(flag, format!("{text:?} is not a time like 1s or 500ms")))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> RunSettings {
+        RunSettings {
+            redis: "redis://127.0.0.1:6379".into(),
+            archive: "file:///archive".into(),
+            name: None,
+            seed: Policy::Auto,
+            seed_listen: "127.0.0.1:0".into(),
+            seed_announce: None,
+            seed_password: None,
+            redis_password: None,
+            ack: AckMode::Durable,
+            flush_interval: "1s".into(),
+            flush_bytes: "8MiB".into(),
+            buffer_bytes: "32MiB".into(),
+            shutdown_timeout: "20s".into(),
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_good() {
+        let options = settings().check().unwrap();
+        assert_eq!(
+            options.follow.seal,
+            SealOptions {
+                interval_millis: 1000,
+                bytes_max: 8 << 20
+            }
+        );
+        assert_eq!(options.follow.shutdown_millis, 20_000);
+    }
+
+    #[test]
+    fn what_is_wrong_names_the_flag_and_what_to_write() {
+        let check = |change: fn(&mut RunSettings)| {
+            let mut settings = settings();
+            change(&mut settings);
+            settings.check().unwrap_err().to_string()
+        };
+        assert!(check(|s| s.redis = "localhost".into()).starts_with("--redis: "));
+        assert!(check(|s| s.flush_bytes = "many".into()).contains("8MiB"));
+        assert!(check(|s| s.flush_bytes = "64MiB".into()).contains("--buffer-bytes"));
+        assert!(check(|s| s.flush_interval = "soon".into()).contains("500ms"));
+        assert!(check(|s| s.seed_listen = "6390".into()).contains("127.0.0.1:6390"));
+        assert!(check(|s| s.seed_listen = "0.0.0.0:6390".into()).contains("--seed-password"));
+        assert!(check(|s| s.seed_announce = Some("host".into())).contains("HOST:PORT"));
+    }
+
+    #[test]
+    fn a_password_beside_the_address_replaces_the_one_inside() {
+        let mut settings = settings();
+        settings.redis = "redis://backup:old@127.0.0.1:1".into();
+        settings.redis_password = Some("new".into());
+        let credentials = settings.check().unwrap().redis.credentials.unwrap();
+        assert_eq!(
+            (credentials.user.as_deref(), credentials.password.as_str()),
+            (Some("backup"), "new")
+        );
+    }
+}

@@ -1,0 +1,441 @@
+//! The listener that plays master. While nothing is decided it answers `-LOADING`; while a seed is under way
+//! it serves one plan, byte for byte what was archived, and tells how far the replica has come.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+
+use super::source::{self, SourceError};
+use crate::archive::layout::ArchiveId;
+use crate::archive::plan::Plan;
+use crate::clock::Clock;
+use crate::position::{Offset, Position, ReplicationId, Ticks};
+use crate::proto::handshake::{Auth, PsyncRequest};
+use crate::proto::master::{
+    Master, MasterEvent, MasterOptions, MasterOutput, Misuse, PsyncOffer, Readiness,
+};
+use crate::store::Store;
+
+/// Connections answered at the same time; more wait.
+const CONNECTIONS_MAX: usize = 16;
+/// The longest from a connection to its PSYNC, milliseconds.
+const HANDSHAKE_MILLIS: u64 = 60_000;
+/// The longest silence of a replica behind its payload, milliseconds: loading a large payload from a file
+/// sends a newline now and then.
+const ACK_MILLIS: u64 = 300_000;
+
+/// What the listener serves.
+#[derive(Clone, Debug, Default)]
+pub enum Serving {
+    /// Not decided: `-LOADING`.
+    #[default]
+    Undecided,
+    /// This plan.
+    Plan(Arc<Offering>),
+}
+
+/// A plan to serve.
+#[derive(Debug)]
+pub struct Offering {
+    /// Where it lies.
+    pub store: Arc<dyn Store>,
+    /// The archive's id.
+    pub archive: ArchiveId,
+    /// What to send.
+    pub plan: Plan,
+    /// Where a replica that already holds a position goes on; everything else gets a full resync. Only for
+    /// a server whose data this archive contains.
+    pub continue_at: Option<(Position, ReplicationId)>,
+    /// How far it has come.
+    pub progress: watch::Sender<SeedProgress>,
+}
+
+/// How far a replica has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SeedProgress {
+    /// A replica asked for the plan.
+    pub asked: bool,
+    /// Payload bytes sent.
+    pub payload_sent: u64,
+    /// Everything was handed to the connection.
+    pub all_sent: bool,
+    /// The replica's last acknowledgement.
+    pub acknowledged: Option<Offset>,
+    /// Why the connection ended before its time.
+    pub failed: Option<String>,
+}
+
+/// Where and how to listen.
+#[derive(Clone, Debug)]
+pub struct SeederOptions {
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// What the server is told to connect to, where that differs.
+    pub announce: Option<(String, u16)>,
+    /// What a replica must say. Required where `listen` is not loopback.
+    pub auth: Option<Auth>,
+}
+
+/// The listener.
+#[derive(Debug)]
+pub struct Seeder {
+    local: SocketAddr,
+    announce: Option<(String, u16)>,
+    serving: watch::Sender<Serving>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Seeder {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Seeder {
+    /// Listens.
+    ///
+    /// # Errors
+    /// What the system says of the address.
+    pub async fn open(options: SeederOptions, clock: Arc<dyn Clock>) -> io::Result<Self> {
+        let listener = TcpListener::bind(options.listen).await?;
+        let local = listener.local_addr()?;
+        let serving = watch::Sender::new(Serving::Undecided);
+        let task = tokio::spawn(accept(listener, options.auth, serving.subscribe(), clock));
+        Ok(Self {
+            local,
+            announce: options.announce,
+            serving,
+            task,
+        })
+    }
+
+    /// Changes what is served.
+    pub fn serve(&self, serving: Serving) {
+        self.serving.send_replace(serving);
+    }
+
+    /// The port it listens on.
+    pub fn port(&self) -> u16 {
+        self.local.port()
+    }
+
+    /// What a server should connect to: as announced, or the listening address, or our address on the
+    /// connection to it.
+    pub fn address_for(&self, local_ip: Option<IpAddr>) -> (String, u16) {
+        if let Some(announce) = &self.announce {
+            return announce.clone();
+        }
+        let ip = match (self.local.ip(), local_ip) {
+            (ip, Some(local)) if ip.is_unspecified() => local,
+            (ip, _) => ip,
+        };
+        (ip.to_string(), self.local.port())
+    }
+
+    /// Whether a server whose master is `host:port` waits for us. Names of loopback are one.
+    pub fn is_us(&self, host: &str, port: u16, local_ip: Option<IpAddr>) -> bool {
+        if self
+            .announce
+            .as_ref()
+            .is_some_and(|(name, at)| name == host && *at == port)
+        {
+            return true;
+        }
+        if port != self.local.port() {
+            return false;
+        }
+        let ip = match host {
+            "localhost" => Some(IpAddr::from([127, 0, 0, 1])),
+            _ => host.parse().ok(),
+        };
+        let own = self.local.ip();
+        ip.is_some_and(|ip: IpAddr| {
+            ip == own
+                || (ip.is_loopback() && (own.is_loopback() || own.is_unspecified()))
+                || (own.is_unspecified() && Some(ip) == local_ip)
+        })
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    auth: Option<Auth>,
+    serving: watch::Receiver<Serving>,
+    clock: Arc<dyn Clock>,
+) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let options = MasterOptions {
+                    auth: auth.clone(),
+                    handshake_timeout_ms: HANDSHAKE_MILLIS,
+                    ack_timeout_ms: ACK_MILLIS,
+                };
+                let connection = Connection {
+                    stream,
+                    core: Master::new(options, Readiness::Undecided, clock.ticks()),
+                    clock: Arc::clone(&clock),
+                    received: BytesMut::with_capacity(4096),
+                    wait_until: clock.ticks(),
+                };
+                let serving = serving.clone();
+                tokio::spawn(async move {
+                    connection.run(serving).await;
+                    tracing::debug!(%peer, "seed connection ended");
+                    drop(slot);
+                });
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+struct Connection {
+    stream: TcpStream,
+    core: Master,
+    clock: Arc<dyn Clock>,
+    received: BytesMut,
+    wait_until: Ticks,
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("connection: {0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Source(#[from] SourceError),
+    #[error("{0}")]
+    Misuse(#[from] Misuse),
+    #[error("the replica closed the connection")]
+    Closed,
+    #[error("{0}")]
+    Peer(String),
+    #[error("another plan is served now")]
+    Replaced,
+}
+
+impl Connection {
+    async fn run(mut self, mut serving: watch::Receiver<Serving>) {
+        loop {
+            let offer = match self.handshake(&mut serving).await {
+                Ok(offer) => offer,
+                Err(ended) => {
+                    tracing::debug!("seed connection: {ended}");
+                    return;
+                }
+            };
+            let Serving::Plan(offering) = serving.borrow().clone() else {
+                if self.core.postpone().is_err() {
+                    return;
+                }
+                continue;
+            };
+            offering.progress.send_modify(|progress| {
+                progress.asked = true;
+                progress.failed = None;
+            });
+            let outcome = tokio::select! {
+                outcome = self.serve(&offering, &offer) => outcome,
+                () = replaced(&mut serving) => Err(Ended::Replaced),
+            };
+            if let Err(ended) = outcome {
+                offering
+                    .progress
+                    .send_modify(|progress| progress.failed = Some(ended.to_string()));
+            }
+            return;
+        }
+    }
+
+    async fn handshake(
+        &mut self,
+        serving: &mut watch::Receiver<Serving>,
+    ) -> Result<PsyncOffer, Ended> {
+        loop {
+            let readiness = match &*serving.borrow_and_update() {
+                Serving::Undecided => Readiness::Undecided,
+                Serving::Plan(_) => Readiness::Ready,
+            };
+            self.core.set_readiness(readiness);
+            match self.drain().await? {
+                Some(MasterEvent::Psync(offer)) => return Ok(offer),
+                Some(MasterEvent::Refused(refused)) => {
+                    tracing::debug!("seed connection refused: {refused:?}");
+                    continue;
+                }
+                Some(event) => {
+                    self.fail_on(&event)?;
+                    continue;
+                }
+                None => {}
+            }
+            tokio::select! {
+                input = self.input() => input?,
+                changed = serving.changed() => if changed.is_err() { return Err(Ended::Closed) },
+            }
+        }
+    }
+
+    fn fail_on(&self, event: &MasterEvent) -> Result<(), Ended> {
+        match event {
+            MasterEvent::ProtocolError { stage, found } => {
+                Err(Ended::Peer(format!("in {stage} the replica said {found}")))
+            }
+            MasterEvent::TimedOut { stage } => {
+                Err(Ended::Peer(format!("the replica was silent in {stage}")))
+            }
+            MasterEvent::Psync(_) | MasterEvent::Acked { .. } | MasterEvent::Refused(_) => Ok(()),
+        }
+    }
+
+    /// Sends what the core has to send, up to its next event. Not cancel safe.
+    async fn drain(&mut self) -> Result<Option<MasterEvent>, Ended> {
+        loop {
+            match self.core.poll_output() {
+                MasterOutput::Send(bytes) => self.stream.write_all(&bytes).await?,
+                MasterOutput::Event(event) => return Ok(Some(event)),
+                MasterOutput::Close => return Err(Ended::Closed),
+                MasterOutput::Wait { until } => {
+                    self.wait_until = until;
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    /// Waits for bytes of the replica, or for the time the core asked for. Cancel safe.
+    async fn input(&mut self) -> Result<(), Ended> {
+        let wait = Duration::from_millis(self.wait_until.since(self.clock.ticks()));
+        tokio::select! {
+            read = self.stream.read_buf(&mut self.received) => {
+                if read? == 0 {
+                    return Err(Ended::Closed);
+                }
+                self.core.receive(self.clock.ticks(), self.received.split().freeze());
+            }
+            () = tokio::time::sleep(wait) => self.core.time_passed(self.clock.ticks()),
+        }
+        Ok(())
+    }
+
+    /// Sends everything the core has to send and notes what the replica said.
+    async fn flush(&mut self, offering: &Offering) -> Result<(), Ended> {
+        while let Some(event) = self.drain().await? {
+            self.note(&event, offering)?;
+        }
+        Ok(())
+    }
+
+    fn note(&self, event: &MasterEvent, offering: &Offering) -> Result<(), Ended> {
+        if let MasterEvent::Acked { ack, .. } = event {
+            let ack = *ack;
+            offering.progress.send_if_modified(|progress| {
+                let moved = progress.acknowledged != Some(ack);
+                progress.acknowledged = Some(ack);
+                moved
+            });
+        }
+        self.fail_on(event)
+    }
+
+    async fn serve(&mut self, offering: &Offering, offer: &PsyncOffer) -> Result<(), Ended> {
+        let plan = &offering.plan;
+        match offering.continue_at {
+            Some((position, id)) if asks_for(offer, position.offset, id) => {
+                self.core.continue_with(self.clock.ticks(), plan.id)?;
+            }
+            // A replica that should be continued asks for something else: never overwrite what it holds.
+            Some(_) => {
+                self.core
+                    .refuse("ERR this replica's position is not the one that was decided on")?;
+                self.flush(offering).await?;
+                return Err(Ended::Peer(
+                    "the replica asked for another position than it stands at".into(),
+                ));
+            }
+            None => self.send_payload(offering).await?,
+        }
+        self.send_stream(offering).await?;
+        offering
+            .progress
+            .send_modify(|progress| progress.all_sent = true);
+        loop {
+            self.flush(offering).await?;
+            self.input().await?;
+        }
+    }
+
+    async fn send_payload(&mut self, offering: &Offering) -> Result<(), Ended> {
+        let plan = &offering.plan;
+        let total = source::payload_bytes(&*offering.store, plan).await?;
+        self.core.full_resync(
+            self.clock.ticks(),
+            plan.id,
+            plan.snapshot.offset,
+            Some(total),
+        )?;
+        self.flush(offering).await?;
+        let mut payload = source::payload(Arc::clone(&offering.store), offering.archive, plan);
+        loop {
+            self.flush(offering).await?;
+            let next = tokio::select! {
+                next = payload.next() => next?,
+                // Newlines while the store is slow.
+                input = self.input() => {
+                    input?;
+                    continue;
+                }
+            };
+            let Some(bytes) = next else { return Ok(()) };
+            let sent = bytes.len() as u64;
+            self.core.payload(self.clock.ticks(), bytes)?;
+            self.flush(offering).await?;
+            offering
+                .progress
+                .send_modify(|progress| progress.payload_sent += sent);
+        }
+    }
+
+    async fn send_stream(&mut self, offering: &Offering) -> Result<(), Ended> {
+        let mut stream = source::stream(
+            Arc::clone(&offering.store),
+            offering.archive,
+            &offering.plan,
+        );
+        loop {
+            self.flush(offering).await?;
+            let next = tokio::select! {
+                next = stream.next() => next?,
+                input = self.input() => {
+                    input?;
+                    continue;
+                }
+            };
+            let Some(bytes) = next else { return Ok(()) };
+            self.core.stream(bytes)?;
+        }
+    }
+}
+
+fn asks_for(offer: &PsyncOffer, offset: Offset, id: ReplicationId) -> bool {
+    offer.request == PsyncRequest::Continue { id, after: offset }
+}
+
+/// Waits until something else is served than now.
+async fn replaced(serving: &mut watch::Receiver<Serving>) {
+    if serving.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,261 @@
+//! Restores to files that a server can start from: `appendonlydir/` as 7.0 and later write it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::source::{self, Checked, SourceError};
+use crate::archive::layout::ArchiveId;
+use crate::archive::plan::Plan;
+use crate::archive::snapshot::{RdbHead, RdbMagic, read_head};
+use crate::server::control::encode;
+use crate::store::Store;
+
+/// The folder that a server with `appendonly yes` starts from (`protocol-facts` 5.1).
+const AOF_DIRECTORY: &str = "appendonlydir";
+const MANIFEST: &str = "appendonly.aof.manifest";
+const BASE: &str = "appendonly.aof.1.base.rdb";
+const INCREMENTAL: &str = "appendonly.aof.1.incr.aof";
+/// As much of the payload as its head may take, bytes.
+const HEAD_BYTES: usize = 64 * 1024;
+/// The first RDB versions of servers that read `appendonlydir/`.
+const FIRST_VERSION_WITH_DIRECTORY: u32 = 10;
+
+/// Why files could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum ToDirError {
+    /// The archive.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The file system.
+    #[error("{operation} {}: {error}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// There is data already.
+    #[error(
+        "{} already holds data ({found}): nothing was touched; choose another folder, or --force to move it aside",
+        path.display()
+    )]
+    HasData {
+        /// The folder.
+        path: PathBuf,
+        /// What was found.
+        found: String,
+    },
+    /// Written by a server before 7.0.
+    #[error(
+        "the snapshot was written by {server}: servers before 7.0 read another layout, which this version does \
+         not write; restore by seeding: start an empty server and `perennial run` beside it"
+    )]
+    TooOld {
+        /// What the payload's head says.
+        server: String,
+    },
+}
+
+/// What was written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Restored {
+    /// The folder that was given.
+    pub directory: PathBuf,
+    /// Bytes of RDB payload.
+    pub payload_bytes: u64,
+    /// Bytes of replication stream.
+    pub stream_bytes: u64,
+    /// The version of the server that wrote the payload, where it says.
+    pub server: String,
+}
+
+fn io_error<'a>(
+    operation: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(std::io::Error) -> ToDirError + 'a {
+    move |error| ToDirError::Io {
+        operation,
+        path: path.to_owned(),
+        error,
+    }
+}
+
+/// Writes everything under a temporary name, syncs it, and renames it at the very end: a folder that is there
+/// is whole. `report` is told how many bytes were written.
+///
+/// # Errors
+/// [`ToDirError`]; nothing that was there before is touched, and nothing half-written stays.
+pub async fn restore(
+    store: Arc<dyn Store>,
+    archive: ArchiveId,
+    plan: &Plan,
+    directory: &Path,
+    force: bool,
+    mut report: impl FnMut(u64),
+) -> Result<Restored, ToDirError> {
+    std::fs::create_dir_all(directory).map_err(io_error("create folder", directory))?;
+    let aside = refuse_data(directory, force)?;
+    let staging = directory.join(format!(".perennial-restore-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&staging);
+    std::fs::create_dir(&staging).map_err(io_error("create folder", &staging))?;
+    let cleanup = RemoveOnDrop(staging.clone());
+
+    let mut base = Writer::create(&staging.join(BASE))?;
+    let mut head = Vec::new();
+    let mut payload = source::payload(Arc::clone(&store), archive, plan);
+    copy(&mut payload, &mut base, &mut report, |bytes| {
+        let wanted = HEAD_BYTES.saturating_sub(head.len()).min(bytes.len());
+        head.extend_from_slice(&bytes[..wanted]);
+    })
+    .await?;
+    let payload_bytes = base.finish()?;
+    let head = read_head(&head);
+    let server = written_by(head.as_ref());
+    let too_old = head.as_ref().is_some_and(|head| {
+        head.magic == RdbMagic::Redis && head.version < FIRST_VERSION_WITH_DIRECTORY
+    });
+    if too_old {
+        return Err(ToDirError::TooOld { server });
+    }
+
+    let mut incremental = Writer::create(&staging.join(INCREMENTAL))?;
+    // A payload taken from a replica may stand in another database than 0 with no SELECT in the replication
+    // stream behind it (`protocol-facts` 2.3); the file begins in database 0.
+    if let Some(database) = head.and_then(|head| head.stream_database) {
+        incremental.write(&encode(&[b"SELECT", database.to_string().as_bytes()]))?;
+    }
+    let selected = incremental.bytes;
+    let mut stream = source::stream(store, archive, plan);
+    copy(&mut stream, &mut incremental, &mut report, |_| {}).await?;
+    let stream_bytes = incremental.finish()? - selected;
+
+    let mut manifest = Writer::create(&staging.join(MANIFEST))?;
+    manifest
+        .write(format!("file {BASE} seq 1 type b\nfile {INCREMENTAL} seq 1 type i\n").as_bytes())?;
+    manifest.finish()?;
+    sync_directory(&staging)?;
+
+    let place = directory.join(AOF_DIRECTORY);
+    if let Some(aside) = &aside {
+        move_aside(directory, aside)?;
+    }
+    std::fs::rename(&staging, &place).map_err(io_error("rename to", &place))?;
+    std::mem::forget(cleanup);
+    sync_directory(directory)?;
+    Ok(Restored {
+        directory: directory.to_owned(),
+        payload_bytes,
+        stream_bytes,
+        server,
+    })
+}
+
+fn written_by(head: Option<&RdbHead>) -> String {
+    let Some(head) = head else {
+        return "an unknown server".into();
+    };
+    match (head.aux("redis-ver"), head.aux("valkey-ver")) {
+        (_, Some(version)) => format!("valkey {version}"),
+        (Some(version), None) => format!("redis {version}"),
+        (None, None) => format!("a server of {} version {}", head.magic, head.version),
+    }
+}
+
+async fn copy(
+    from: &mut Checked,
+    to: &mut Writer,
+    report: &mut impl FnMut(u64),
+    mut look: impl FnMut(&[u8]),
+) -> Result<(), ToDirError> {
+    while let Some(bytes) = from.next().await? {
+        look(&bytes);
+        let length = bytes.len() as u64;
+        // Large writes to a local file: kept off the threads that serve connections.
+        tokio::task::block_in_place(|| to.write(&Bytes::clone(&bytes)))?;
+        report(length);
+    }
+    Ok(())
+}
+
+/// What in a folder a server would start from, or that a restore would hide.
+const DATA: [&str; 3] = [AOF_DIRECTORY, "dump.rdb", "appendonly.aof"];
+
+fn refuse_data(directory: &Path, force: bool) -> Result<Option<Vec<&'static str>>, ToDirError> {
+    let found: Vec<&'static str> = DATA
+        .into_iter()
+        .filter(|name| directory.join(name).symlink_metadata().is_ok())
+        .collect();
+    if found.is_empty() {
+        return Ok(None);
+    }
+    if force {
+        return Ok(Some(found));
+    }
+    Err(ToDirError::HasData {
+        path: directory.to_owned(),
+        found: found.join(", "),
+    })
+}
+
+fn move_aside(directory: &Path, names: &[&str]) -> Result<(), ToDirError> {
+    for name in names {
+        let from = directory.join(name);
+        let free = (1..)
+            .map(|number| directory.join(format!("{name}.before-restore-{number}")))
+            .find(|path| path.symlink_metadata().is_err())
+            .expect("some number is free");
+        std::fs::rename(&from, free).map_err(io_error("move aside", &from))?;
+    }
+    Ok(())
+}
+
+fn sync_directory(path: &Path) -> Result<(), ToDirError> {
+    let synced = std::fs::File::open(path).and_then(|directory| directory.sync_all());
+    synced.map_err(io_error("sync folder", path))
+}
+
+struct RemoveOnDrop(PathBuf);
+
+impl Drop for RemoveOnDrop {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+struct Writer {
+    path: PathBuf,
+    file: std::io::BufWriter<std::fs::File>,
+    bytes: u64,
+}
+
+impl Writer {
+    fn create(path: &Path) -> Result<Self, ToDirError> {
+        let file = std::fs::File::create_new(path).map_err(io_error("create", path))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file: std::io::BufWriter::new(file),
+            bytes: 0,
+        })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), ToDirError> {
+        self.bytes += bytes.len() as u64;
+        self.file
+            .write_all(bytes)
+            .map_err(io_error("write", &self.path))
+    }
+
+    fn finish(mut self) -> Result<u64, ToDirError> {
+        let flushed = self
+            .file
+            .flush()
+            .and_then(|()| self.file.get_ref().sync_all());
+        flushed.map_err(io_error("write", &self.path))?;
+        Ok(self.bytes)
+    }
+}

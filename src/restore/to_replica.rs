@@ -1,0 +1,270 @@
+//! Seeds a running server: takes it over, serves it the archive, waits until it has everything, makes it a
+//! master again. A seed is all or nothing: a server that did not get everything is never promoted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::seeder::{Offering, SeedProgress, Seeder, Serving};
+use crate::archive::layout::ArchiveId;
+use crate::archive::plan::Plan;
+use crate::clock::Clock;
+use crate::position::{Offset, Position, ReplicationId};
+use crate::server::control::{Control, ControlError};
+use crate::server::info::Info;
+use crate::store::Store;
+
+/// Without any progress for this long, a seed has failed. A server of 60 s `repl-timeout` gives up earlier.
+pub const SEED_SILENCE: Duration = Duration::from_secs(120);
+/// How often the server's own view is looked at while it applies the replication stream.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How the server comes to us.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Approach {
+    /// It is a master: taken over in one transaction, if it is still what was decided on.
+    TakeOver,
+    /// It is our replica already and gets a full resync.
+    Waits,
+    /// It is our replica already, with data up to this position under this id, and goes on from there.
+    Continues(Position, ReplicationId),
+}
+
+/// Why a seed did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum SeedError {
+    /// The control connection failed.
+    #[error("{0}")]
+    Control(#[from] ControlError),
+    /// Between the decision and the takeover, the server changed: it was given back untouched.
+    #[error("the server changed before it could be taken over ({what}); nothing was done to it")]
+    Changed {
+        /// What changed.
+        what: &'static str,
+    },
+    /// It takes writes while it is a replica.
+    #[error(
+        "the server has replica-read-only no: clients could write while it is seeded; set replica-read-only yes"
+    )]
+    Writable,
+    /// The offsets of the archive begin anew on the way: such an archive cannot be seeded under its own id.
+    #[error(
+        "the archive's offsets are not continuous from the snapshot to the head: this version cannot seed it; restore to files"
+    )]
+    NotContinuous,
+    /// The connection of the replica ended before it had everything.
+    #[error("the server did not take the data: {reason}{}", hint(reason))]
+    Rejected {
+        /// What was seen.
+        reason: String,
+    },
+    /// No progress.
+    #[error("no progress for {} s: the server {state}; look at its log", SEED_SILENCE.as_secs())]
+    Silent {
+        /// How far it came.
+        state: String,
+    },
+    /// The server could not apply everything it was sent.
+    #[error(
+        "the server answered {errors} commands of the archive with errors: it is older than the server that \
+         wrote them, or lacks a module; it was not promoted"
+    )]
+    Errors {
+        /// How many.
+        errors: u64,
+    },
+}
+
+fn hint(reason: &str) -> &'static str {
+    if reason.contains("closed the connection") {
+        " (its log tells why: a payload newer than the server, a missing module, out of memory?)"
+    } else {
+        ""
+    }
+}
+
+/// What to seed with.
+#[derive(Debug)]
+pub struct Seed<'a> {
+    /// Where the plan lies.
+    pub store: Arc<dyn Store>,
+    /// The archive's id.
+    pub archive: ArchiveId,
+    /// What to send.
+    pub plan: Plan,
+    /// The listener that serves it.
+    pub seeder: &'a Seeder,
+    /// How the server comes to us.
+    pub approach: Approach,
+    /// The time.
+    pub clock: &'a dyn Clock,
+}
+
+impl Seed<'_> {
+    /// Carries the seed out. `unchanged` tells whether the server, as it says of itself inside the takeover
+    /// transaction, is still what was decided on; else what changed.
+    ///
+    /// # Errors
+    /// [`SeedError`]. Before the first byte of payload the server is given back as it was; afterwards it stays
+    /// our replica, which takes no writes, and the next attempt fills it again.
+    pub async fn run(
+        self,
+        control: &mut Control,
+        unchanged: impl Fn(&Info) -> Result<(), &'static str>,
+    ) -> Result<Offset, SeedError> {
+        if !self.plan.offsets_continuous {
+            return Err(SeedError::NotContinuous);
+        }
+        let end = self.plan.target.offset;
+        let continue_at = match self.approach {
+            Approach::Continues(position, id) => Some((position, id)),
+            Approach::TakeOver | Approach::Waits => None,
+        };
+        let (progress, mut seen) = watch::channel(SeedProgress::default());
+        let offering = Offering {
+            store: Arc::clone(&self.store),
+            archive: self.archive,
+            plan: self.plan.clone(),
+            continue_at,
+            progress,
+        };
+        let errors_before = control
+            .info()
+            .await?
+            .number("unexpected_error_replies")
+            .unwrap_or(0);
+        if self.approach == Approach::TakeOver {
+            self.take_over(control, unchanged).await?;
+        }
+        self.seeder.serve(Serving::Plan(Arc::new(offering)));
+        let outcome = self.wait(control, &mut seen, end, errors_before).await;
+        if outcome.is_err() {
+            self.seeder.serve(Serving::Undecided);
+            return outcome.map(|()| end);
+        }
+        let promoted = control.promote().await;
+        self.seeder.serve(Serving::Undecided);
+        promoted?;
+        Ok(end)
+    }
+
+    async fn take_over(
+        &self,
+        control: &mut Control,
+        unchanged: impl Fn(&Info) -> Result<(), &'static str>,
+    ) -> Result<(), SeedError> {
+        let (host, port) = self.seeder.address_for(control.local_ip());
+        let info = control.take_over(&host, port).await?;
+        if let Err(what) = unchanged(&info) {
+            control.promote().await?;
+            return Err(SeedError::Changed { what });
+        }
+        let after = control.info().await?;
+        if after.number("slave_read_only") == Some(0) {
+            control.promote().await?;
+            return Err(SeedError::Writable);
+        }
+        Ok(())
+    }
+
+    /// Waits until the replica acknowledged the end and the server itself says that it stands there.
+    async fn wait(
+        &self,
+        control: &mut Control,
+        seen: &mut watch::Receiver<SeedProgress>,
+        end: Offset,
+        errors_before: u64,
+    ) -> Result<(), SeedError> {
+        let mut last_moved = self.clock.ticks();
+        let mut rejections = 0;
+        loop {
+            let progress = seen.borrow_and_update().clone();
+            if let Some(reason) = &progress.failed {
+                rejections += 1;
+                // The server comes again by itself; twice the same is enough to give up.
+                if rejections > 1 {
+                    return Err(SeedError::Rejected {
+                        reason: reason.clone(),
+                    });
+                }
+            }
+            if progress.all_sent && progress.acknowledged == Some(end) {
+                return self.check(control, end, errors_before).await;
+            }
+            tokio::select! {
+                changed = seen.changed() => {
+                    if changed.is_ok() {
+                        last_moved = self.clock.ticks();
+                    }
+                }
+                () = tokio::time::sleep(LOOK_INTERVAL) => {
+                    // A replica acknowledges once a second by itself: its own view tells sooner.
+                    if progress.all_sent && applied(&control.info().await?, end) {
+                        return self.check(control, end, errors_before).await;
+                    }
+                }
+            }
+            let silent = Duration::from_millis(self.clock.ticks().since(last_moved));
+            if silent > SEED_SILENCE {
+                return Err(SeedError::Silent {
+                    state: describe(&progress),
+                });
+            }
+        }
+    }
+
+    async fn check(
+        &self,
+        control: &mut Control,
+        end: Offset,
+        errors_before: u64,
+    ) -> Result<(), SeedError> {
+        let info = control.info().await?;
+        if !applied(&info, end) {
+            return Err(SeedError::Rejected {
+                reason: "it acknowledged the end but does not stand there".into(),
+            });
+        }
+        let errors = info
+            .number("unexpected_error_replies")
+            .unwrap_or(0)
+            .saturating_sub(errors_before);
+        if errors > 0 {
+            Err(SeedError::Errors { errors })
+        } else {
+            Ok(())
+        }
+    }
+}
+
+fn applied(info: &Info, end: Offset) -> bool {
+    info.text("role") == Some("slave")
+        && info.text("master_link_status") == Some("up")
+        && !info.is_loading()
+        && info.number("slave_repl_offset") == Some(end.as_u64())
+}
+
+fn describe(progress: &SeedProgress) -> String {
+    match (progress.asked, progress.all_sent, progress.acknowledged) {
+        (false, _, _) => "did not connect to our seed address; can it reach it?".into(),
+        (true, false, _) => format!("has taken {} bytes of the payload", progress.payload_sent),
+        (true, true, None) => "has everything but acknowledged nothing".into(),
+        (true, true, Some(offset)) => {
+            format!("has everything but acknowledged only offset {offset}")
+        }
+    }
+}
+
+/// A seed under `id` up to `end`, as the log says it.
+pub fn summary(plan: &Plan) -> String {
+    format!(
+        "timeline {} offset {} under {}: snapshot at {} and {} bytes of replication stream from {} objects",
+        plan.target.timeline,
+        plan.target.offset,
+        plan.id,
+        plan.snapshot.offset,
+        plan.stream_bytes(),
+        plan.objects(),
+    )
+}

@@ -1,0 +1,375 @@
+//! Reads an archive's catalogue through a store, and writes the few small documents it consists of.
+
+use std::collections::BTreeMap;
+
+use crate::archive::block::Boundary;
+use crate::archive::layout::{
+    AcceptedDocument, ArchiveDocument, ArchiveId, DOCUMENT_FORMAT, DocumentError, Object,
+    ObjectName, TimelineDocument, timeline_number_prefix, timelines_prefix,
+};
+use crate::archive::segment::SegmentReader;
+use crate::archive::timeline::{Catalog, SegmentEntry};
+use crate::position::{Offset, Position, ReplicationId, TimelineSeq, UnixMillis};
+use crate::store::{Store, StoreError, StoreErrorKind, create_or_same};
+
+/// How many bytes of an object are read at once.
+pub const READ_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Why an archive cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A document cannot be read.
+    #[error("{name} in {address}: {error}")]
+    Document {
+        /// The object.
+        name: ObjectName,
+        /// The store.
+        address: String,
+        /// What is wrong.
+        error: DocumentError,
+    },
+    /// There is no archive.
+    #[error(
+        "there is no archive at {address}: archive.json is missing; check the address, or let `perennial run` create one"
+    )]
+    Missing {
+        /// The store.
+        address: String,
+    },
+    /// The archive belongs to another data set.
+    #[error(
+        "the archive at {address} belongs to the data set {found}, not to {wanted}: nothing was written; \
+         give every data set an archive of its own, or correct --name"
+    )]
+    WrongName {
+        /// The store.
+        address: String,
+        /// The name asked for.
+        wanted: String,
+        /// The archive's name.
+        found: String,
+    },
+}
+
+impl CatalogError {
+    /// Whether the same may work later without anybody's doing.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_retryable(),
+            Self::Document { .. } | Self::Missing { .. } | Self::WrongName { .. } => false,
+        }
+    }
+}
+
+/// A catalogue, and the ends of its timelines that were looked into.
+#[derive(Clone, Debug, Default)]
+pub struct Loaded {
+    /// The tree of timelines.
+    pub catalog: Catalog,
+    boundaries: BTreeMap<TimelineSeq, Boundary>,
+}
+
+impl Loaded {
+    /// A position as a boundary: with the database selected there, where it is known.
+    pub fn boundary(&self, position: Position) -> Boundary {
+        let known = self.boundaries.get(&position.timeline);
+        let database = known
+            .filter(|b| b.offset == position.offset)
+            .and_then(|b| b.database);
+        Boundary {
+            offset: position.offset,
+            database,
+        }
+    }
+
+    /// Looks into the last segments of a timeline for its last command boundary. Segments that are damaged
+    /// are left out of the catalogue and said: what they held may still come again from the master.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn resolve(&mut self, store: &dyn Store, seq: TimelineSeq) -> Result<(), StoreError> {
+        loop {
+            let Some(end) = self.catalog.stored_end(seq) else {
+                return Ok(());
+            };
+            let Some(timeline) = self.catalog.timeline(seq) else {
+                return Ok(());
+            };
+            let floor = timeline
+                .snapshots
+                .iter()
+                .map(|snapshot| snapshot.offset)
+                .chain([timeline.document.start])
+                .filter(|base| *base <= end)
+                .max()
+                .unwrap_or(timeline.document.start);
+            let mut candidates: Vec<&SegmentEntry> = timeline
+                .segments
+                .iter()
+                .filter(|segment| segment.span.last <= end && segment.span.last > floor)
+                .collect();
+            candidates.sort_by_key(|segment| std::cmp::Reverse(segment.span.last));
+            let mut found = None;
+            let mut damaged = None;
+            for segment in candidates {
+                match last_boundary(store, &segment.name).await? {
+                    Ok(boundary) => found = boundary.filter(|boundary| boundary.offset > floor),
+                    Err(why) => damaged = Some((segment.name.clone(), why)),
+                }
+                if found.is_some() || damaged.is_some() {
+                    break;
+                }
+            }
+            if let Some((name, why)) = damaged {
+                tracing::error!(object = %name, "damaged segment at the end of a timeline left out: {why}");
+                self.catalog.leave_out(&name, why);
+                continue;
+            }
+            let boundary = found.unwrap_or(Boundary {
+                offset: floor,
+                database: None,
+            });
+            self.catalog.set_boundary(seq, boundary.offset);
+            self.boundaries.insert(seq, boundary);
+            return Ok(());
+        }
+    }
+}
+
+/// Reads a segment and tells its last command boundary, or why it cannot be trusted.
+async fn last_boundary(
+    store: &dyn Store,
+    name: &ObjectName,
+) -> Result<Result<Option<Boundary>, String>, StoreError> {
+    let Some(mut reader) =
+        Object::parse(name.as_str()).and_then(|object| SegmentReader::new(&object).ok())
+    else {
+        return Ok(Err("not a segment's name".into()));
+    };
+    let mut boundary = None;
+    let mut at = 0;
+    loop {
+        let bytes = store.read(name, Some(at..at + READ_BYTES)).await?;
+        if bytes.is_empty() {
+            break;
+        }
+        at += bytes.len() as u64;
+        reader.push(bytes);
+        loop {
+            match reader.next() {
+                Ok(Some(block)) => boundary = block.header.boundary.or(boundary),
+                Ok(None) => break,
+                Err(error) => return Ok(Err(error.to_string())),
+            }
+        }
+    }
+    Ok(reader
+        .finish()
+        .map(|()| boundary)
+        .map_err(|error| error.to_string()))
+}
+
+/// Reads the catalogue: one listing, and every timeline's document. The ends of the head, of the newest
+/// timeline and of the timelines under `ids` are looked into.
+///
+/// # Errors
+/// [`CatalogError`]; an archive written by a newer version is one.
+pub async fn load(store: &dyn Store, ids: &[ReplicationId]) -> Result<Loaded, CatalogError> {
+    let archive = read_archive(store)
+        .await?
+        .ok_or_else(|| CatalogError::Missing {
+            address: store.address(),
+        })?;
+    let listed = store.list(timelines_prefix(), None).await?;
+    let mut documents = Vec::new();
+    let mut objects = Vec::new();
+    for entry in listed {
+        let Some(object) = Object::parse(entry.name.as_str()) else {
+            continue;
+        };
+        if matches!(object, Object::Timeline { .. }) {
+            documents.push(read_document(store, &entry.name, TimelineDocument::decode).await?);
+        }
+        objects.push((entry.name, object, entry.bytes));
+    }
+    let catalog = Catalog::new(Some(archive), documents, objects);
+    let mut loaded = Loaded {
+        catalog,
+        boundaries: BTreeMap::new(),
+    };
+    let wanted: Vec<TimelineSeq> = {
+        let catalog = &loaded.catalog;
+        let head = catalog.head().map(|head| head.timeline);
+        let newest = catalog.newest().map(|timeline| timeline.seq());
+        let named = catalog
+            .timelines()
+            .filter(|timeline| ids.contains(&timeline.id()));
+        head.into_iter()
+            .chain(newest)
+            .chain(named.map(|timeline| timeline.seq()))
+            .collect()
+    };
+    for seq in wanted {
+        if !loaded.boundaries.contains_key(&seq) {
+            loaded.resolve(store, seq).await?;
+        }
+    }
+    Ok(loaded)
+}
+
+async fn read_document<T>(
+    store: &dyn Store,
+    name: &ObjectName,
+    decode: impl Fn(&[u8]) -> Result<T, DocumentError>,
+) -> Result<T, CatalogError> {
+    let bytes = store.read(name, None).await?;
+    decode(&bytes).map_err(|error| CatalogError::Document {
+        name: name.clone(),
+        address: store.address(),
+        error,
+    })
+}
+
+async fn read_archive(store: &dyn Store) -> Result<Option<ArchiveDocument>, CatalogError> {
+    let name = Object::Archive.name();
+    match read_document(store, &name, ArchiveDocument::decode).await {
+        Ok(document) => Ok(Some(document)),
+        Err(CatalogError::Store(error)) if error.kind == StoreErrorKind::NotFound => {
+            // A missing place is not a missing document.
+            store.list(timelines_prefix(), None).await?;
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads `archive.json`, or creates it. An archive of another name is refused: two hundred templated sidecars
+/// and one forgotten prefix must not write into one.
+///
+/// # Errors
+/// [`CatalogError`].
+pub async fn open_archive(
+    store: &dyn Store,
+    name: Option<&str>,
+    now: UnixMillis,
+) -> Result<ArchiveDocument, CatalogError> {
+    loop {
+        if let Some(found) = read_archive(store).await? {
+            return match name {
+                Some(wanted) if found.name.as_deref() != Some(wanted) => {
+                    Err(CatalogError::WrongName {
+                        address: store.address(),
+                        wanted: wanted.to_owned(),
+                        found: found.name.unwrap_or_else(|| "without a name".into()),
+                    })
+                }
+                _ => Ok(found),
+            };
+        }
+        let document = ArchiveDocument {
+            format: DOCUMENT_FORMAT,
+            archive: random_archive_id(store)?,
+            name: name.map(str::to_owned),
+            created_at: now,
+        };
+        // Somebody else may have been first: theirs counts, and is read in the next round.
+        store
+            .create(&Object::Archive.name(), vec![document.encode()])
+            .await?;
+    }
+}
+
+fn random_archive_id(store: &dyn Store) -> Result<ArchiveId, StoreError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        let detail = format!("the system gives no random bytes: {error}");
+        StoreError::about_store(
+            StoreErrorKind::Unavailable,
+            "create",
+            store.address(),
+            detail,
+        )
+    })?;
+    Ok(ArchiveId::from_raw(bytes))
+}
+
+/// Creates a timeline under the next free number at or above the document's.
+///
+/// The number is part of a name that also bears the replication id, so two creators of different histories do
+/// not collide on one object: each looks again after creating, and whoever sees the other moves on. At least
+/// one of two sees the other. What is left behind is an empty folder, which the catalogue passes over.
+///
+/// # Errors
+/// What the store says.
+pub async fn create_timeline(
+    store: &dyn Store,
+    mut document: TimelineDocument,
+) -> Result<TimelineSeq, StoreError> {
+    loop {
+        let object = Object::Timeline {
+            seq: document.seq,
+            id: document.id,
+        };
+        let prefix = timeline_number_prefix(document.seq);
+        if store.list(&prefix, None).await?.is_empty() {
+            create_or_same(store, &object.name(), vec![document.encode()]).await?;
+            let seen = store.list(&prefix, None).await?;
+            if seen
+                .iter()
+                .all(|entry| Object::parse(entry.name.as_str()) == Some(object))
+            {
+                return Ok(document.seq);
+            }
+        }
+        document.seq = document.seq.next();
+    }
+}
+
+/// Makes a timeline the head: above everything numbered so far, below everything numbered later.
+///
+/// # Errors
+/// [`CatalogError`].
+pub async fn accept(
+    store: &dyn Store,
+    catalog: &Catalog,
+    seq: TimelineSeq,
+    document: AcceptedDocument,
+) -> Result<(), CatalogError> {
+    let Some(timeline) = catalog.timeline(seq) else {
+        return Ok(());
+    };
+    let rank = catalog.newest().map_or(seq, |newest| newest.seq());
+    let mut order = catalog
+        .timelines()
+        .filter_map(|timeline| timeline.accepted)
+        .filter(|(at, _)| *at == rank)
+        .map(|(_, order)| order + 1)
+        .max()
+        .unwrap_or(1);
+    loop {
+        let name = Object::Accepted {
+            seq,
+            id: timeline.id(),
+            rank,
+            order,
+        }
+        .name();
+        match create_or_same(store, &name, vec![document.encode()]).await {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind == StoreErrorKind::Conflict => order += 1,
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The highest restorable position of a timeline, and the database there.
+pub fn end_of(loaded: &Loaded, seq: TimelineSeq) -> Option<Boundary> {
+    let offset: Offset = loaded.catalog.end(seq)?;
+    Some(loaded.boundary(Position {
+        timeline: seq,
+        offset,
+    }))
+}
