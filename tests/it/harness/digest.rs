@@ -4,7 +4,7 @@
 //! functions; it is taken beside, where the server allows it.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::hash::{DefaultHasher, Hasher};
 
 use super::{Client, Value};
@@ -13,8 +13,9 @@ use super::{Client, Value};
 const KEYS_PER_PIPELINE: usize = 64;
 /// Differences named when two digests are not equal.
 const DIFFERENCES_SHOWN: usize = 10;
-/// Bytes of a value shown in a difference.
+/// Bytes of a value shown in a difference, and kept for that.
 const VALUE_BYTES_SHOWN: usize = 240;
+const VALUE_BYTES_KEPT: usize = 16 * 1024;
 
 /// Fields of XINFO STREAM FULL that are not data: two servers with the same history may differ in them.
 /// The shape of the radix tree is an implementation's own; the times at which a consumer was seen are local clocks.
@@ -43,11 +44,14 @@ impl fmt::Display for Item {
     }
 }
 
-/// What stands for one key: a hash of all there is to see, and enough text to explain a difference.
+/// What stands for one key: a hash of all there is to see, and enough of it to explain a difference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fingerprint {
     hash: u64,
-    shown: String,
+    kind: String,
+    expires_at: i64,
+    length: usize,
+    head: Vec<u8>,
 }
 
 impl Fingerprint {
@@ -57,11 +61,35 @@ impl Fingerprint {
         hasher.write_i64(expires_at);
         hasher.write_usize(contents.len());
         hasher.write(contents);
-        let hash = hasher.finish();
-        let mut shown = format!("{kind}, expires at {expires_at}, #{hash:016x}, ");
-        let head = &contents[..contents.len().min(VALUE_BYTES_SHOWN)];
-        write!(shown, "{} bytes: {}", contents.len(), head.escape_ascii()).unwrap();
-        Self { hash, shown }
+        Self {
+            hash: hasher.finish(),
+            kind: kind.to_owned(),
+            expires_at,
+            length: contents.len(),
+            head: contents[..contents.len().min(VALUE_BYTES_KEPT)].to_vec(),
+        }
+    }
+
+    /// The facts, and the bytes around `at`.
+    fn shown(&self, at: usize) -> String {
+        let from = at
+            .saturating_sub(VALUE_BYTES_SHOWN / 2)
+            .min(self.head.len());
+        let to = (from + VALUE_BYTES_SHOWN).min(self.head.len());
+        format!(
+            "{}, {} bytes, expires at {}, #{:016x}, from byte {from}: {}",
+            self.kind,
+            self.length,
+            self.expires_at,
+            self.hash,
+            self.head[from..to].escape_ascii()
+        )
+    }
+
+    /// Where the kept bytes first differ.
+    fn parts_from(&self, other: &Self) -> usize {
+        let pairs = self.head.iter().zip(&other.head);
+        pairs.take_while(|(here, there)| here == there).count()
     }
 }
 
@@ -132,17 +160,21 @@ impl Digest {
         let mut differences = Vec::new();
         for (item, here) in &self.items {
             match other.items.get(item) {
-                None => differences.push(format!("{item}: only on the left: {}", here.shown)),
-                Some(there) if there != here => differences.push(format!(
-                    "{item}:\n      left  {}\n      right {}",
-                    here.shown, there.shown
-                )),
+                None => differences.push(format!("{item}: only on the left: {}", here.shown(0))),
+                Some(there) if there != here => {
+                    let at = here.parts_from(there);
+                    differences.push(format!(
+                        "{item}:\n      left  {}\n      right {}",
+                        here.shown(at),
+                        there.shown(at)
+                    ));
+                }
                 Some(_) => {}
             }
         }
         for (item, there) in &other.items {
             if !self.items.contains_key(item) {
-                differences.push(format!("{item}: only on the right: {}", there.shown));
+                differences.push(format!("{item}: only on the right: {}", there.shown(0)));
             }
         }
         if let (true, Some(here), Some(there)) = (
@@ -180,7 +212,8 @@ fn knows(client: &mut Client, command: &str) -> bool {
     reply.first().is_some_and(|info| *info != Value::Nil)
 }
 
-/// Before 7.2.? a read by a group is replicated as XCLAIM, which does not carry how many entries the group has read.
+/// Before 7.4 a read by a group is replicated as XCLAIM, which does not carry how many entries the group has read: the
+/// number of a replica, and of whoever replays the stream, is then another one (seen on 7.0.15).
 fn replicates_entries_read(client: &mut Client) -> bool {
     let info = client.line("INFO server").text();
     let version = |field: &str| {

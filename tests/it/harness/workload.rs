@@ -190,7 +190,13 @@ fn streams(client: &mut Client, round: u64) {
          XGROUP DESTROY stream:main gone{r}
          XGROUP CREATECONSUMER stream:main group{r} left
          XGROUP DELCONSUMER stream:main group{r} left
-         XGROUP SETID stream:main tail{r} 0",
+         XGROUP SETID stream:main tail{r} 0
+         XADD stream:read * a 1
+         XADD stream:read * a 2
+         XADD stream:read * a 3
+         XGROUP CREATE stream:read group{r} 0
+         XREADGROUP GROUP group{r} alice COUNT 1 STREAMS stream:read >
+         XREADGROUP GROUP group{r} alice COUNT 1 STREAMS stream:read >",
     );
     let group = format!("group{round}");
     let pending = client.ok(&["XPENDING", "stream:main", &group, "-", "+", "2", "carol"]);
