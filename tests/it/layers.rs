@@ -125,11 +125,10 @@ fn string_length(text: &str) -> usize {
 /// The length of a character literal; a lifetime is none.
 fn character_literal(text: &str) -> Option<usize> {
     let after = text.strip_prefix('\'')?;
-    if after.starts_with('\\') {
-        return Some(
-            2 + after[1..].find('\'').map_or(after.len(), |at| at + 1)
-                + usize::from(after.starts_with("\\'")),
-        );
+    if let Some(escape) = after.strip_prefix('\\') {
+        // The escaped character itself may be a quote.
+        let quote = escape.char_indices().skip(1).find(|(_, c)| *c == '\'');
+        return Some(2 + quote.map_or(escape.len(), |(at, _)| at + 1));
     }
     let character = after.chars().next()?;
     after[character.len_utf8()..]

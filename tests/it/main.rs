@@ -22,3 +22,24 @@ mod harness;
 mod harness_proof;
 // The layer table of the design, read from the sources.
 mod layers;
+
+// The promise: a master that comes up empty has everything back that was stored, and history goes on.
+mod loop_closes;
+// A server that starts from an older dump gets the writes that came after it.
+mod stale_dump;
+// A data set that its users emptied stays empty.
+mod emptied_on_purpose;
+// WAIT means that the write is in the store, also while the store refuses.
+mod wait_means_stored;
+// Values and transactions larger than every buffer.
+mod big_values;
+// Perennial dies under load and goes on, or says what is missing.
+mod killed_under_load;
+// Links that are cut at any byte, stall, or are slow.
+mod bad_link;
+// FAILOVER with nobody but us attached leaves the master writable.
+mod failover_without_to;
+// Wrong passwords, web servers, unwritable stores, damaged objects, wrong flags.
+mod bad_input;
+// What status and ls say.
+mod status;

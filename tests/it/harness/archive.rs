@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use tempfile::TempDir;
 
-use super::{DEADLINE, run_cli, until};
+use super::{DEADLINE, run_cli};
 
 /// A folder for an archive, not created before Perennial does so.
 #[derive(Debug)]

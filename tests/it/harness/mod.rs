@@ -14,10 +14,10 @@ pub mod until;
 pub mod workload;
 
 pub use archive::{Archive, Status};
-pub use busy::{Ledger, Load, Writers};
+pub use busy::{Load, Writers};
 pub use client::{Client, Value};
 pub use digest::{Digest, assert_same};
-pub use perennial::{Perennial, run_cli};
+pub use perennial::{BornAsReplica, Perennial, run_cli, run_cli_with};
 pub use port::Port;
 pub use proxy::Proxy;
 pub use servers::{REDIS_7_0, Server};

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::process::{Process, run_to_end};
-use super::{Archive, DEADLINE, Server, until};
+use super::{Archive, DEADLINE, Port, REDIS_7_0, Server, until};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_perennial");
 
@@ -25,6 +25,35 @@ pub fn run_cli(arguments: &[&str]) -> (i32, String, String) {
 #[track_caller]
 pub fn run_cli_with(arguments: &[&str], environment: &[(&str, &str)]) -> (i32, String, String) {
     run_to_end(Path::new(PROGRAM), arguments, environment, CLI_DEADLINE)
+}
+
+/// A server whose configuration names Perennial's seed port as its master, at every start, and Perennial beside it.
+#[derive(Debug)]
+pub struct BornAsReplica {
+    pub server: Server,
+    pub perennial: Perennial,
+    // Reserved until the end: Perennial listens there only from time to time.
+    _seeder: Port,
+}
+
+impl BornAsReplica {
+    /// Starts both, and waits until the empty server has been promoted and is followed.
+    #[track_caller]
+    pub fn start(archive: &Archive) -> Option<Self> {
+        let seeder = Port::reserve();
+        let server = REDIS_7_0.start_waiting_for(&seeder)?;
+        let listen = seeder.address();
+        let perennial = Perennial::follow_url(&server.url(), archive, &["--seed-listen", &listen]);
+        until("the empty server is promoted", DEADLINE, || {
+            server.is_master()
+        });
+        archive.until_durable();
+        Some(Self {
+            server,
+            perennial,
+            _seeder: seeder,
+        })
+    }
 }
 
 /// A running `perennial run`. Dropped, it is killed.

@@ -19,6 +19,8 @@ struct Shared {
     end: AtomicBool,
     down: AtomicBool,
     stalled: AtomicBool,
+    /// Go down at the cut that `bytes_left` makes.
+    down_after_cut: AtomicBool,
     /// One way, in milliseconds.
     delay_ms: AtomicU64,
     /// Bytes from upstream that may still pass before all connections are cut; `u64::MAX` for no limit.
@@ -47,6 +49,7 @@ impl Proxy {
             end: AtomicBool::new(false),
             down: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
+            down_after_cut: AtomicBool::new(false),
             delay_ms: AtomicU64::new(0),
             bytes_left: AtomicU64::new(u64::MAX),
             bytes_down: AtomicU64::new(0),
@@ -104,8 +107,15 @@ impl Proxy {
         self.shared.delay_ms.store(milliseconds, Ordering::SeqCst);
     }
 
-    /// Cuts all connections after exactly so many more bytes from the server, once.
+    /// Cuts all connections after exactly so many more bytes from the server, once; new ones are welcome.
     pub fn cut_after_bytes(&self, bytes: u64) {
+        self.shared.down_after_cut.store(false, Ordering::SeqCst);
+        self.shared.bytes_left.store(bytes, Ordering::SeqCst);
+    }
+
+    /// The same, and [`Proxy::down`] in that moment.
+    pub fn down_after_bytes(&self, bytes: u64) {
+        self.shared.down_after_cut.store(true, Ordering::SeqCst);
         self.shared.bytes_left.store(bytes, Ordering::SeqCst);
     }
 
@@ -211,6 +221,8 @@ impl Shared {
                 break;
             }
             if last {
+                let down = self.down_after_cut.load(Ordering::SeqCst);
+                self.down.fetch_or(down, Ordering::SeqCst);
                 self.cut();
                 break;
             }

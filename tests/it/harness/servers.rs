@@ -59,6 +59,19 @@ impl Kind {
             .find(|path| path.is_file() && self.is_this_version(path))
     }
 
+    /// The same, with the configuration that closes the window in which a busy client can write to an empty server: it
+    /// waits for its seed at every start.
+    pub fn start_waiting_for(&self, seeder: &Port) -> Option<Server> {
+        let port = seeder.number.to_string();
+        self.start(&[
+            "--replicaof",
+            "127.0.0.1",
+            &port,
+            "--replica-serve-stale-data",
+            "no",
+        ])
+    }
+
     fn is_this_version(&self, program: &Path) -> bool {
         Command::new(program)
             .arg("--version")
@@ -134,13 +147,6 @@ impl Server {
     pub fn start_again(&mut self) {
         self.start_again_without_waiting();
         self.until_it_answers();
-    }
-
-    /// The same with another configuration from now on.
-    #[track_caller]
-    pub fn start_again_with(&mut self, config: &[&str]) {
-        self.config = config.iter().map(ToString::to_string).collect();
-        self.start_again();
     }
 
     /// Starts again and returns at once, for a client that wants to be the first.
@@ -282,6 +288,14 @@ impl Server {
         Some(count)
     }
 
+    /// Waits until it has loaded what lies in its folder.
+    #[track_caller]
+    pub fn until_loaded(&self, deadline: Duration) {
+        until(&format!("{} has loaded", self.address()), deadline, || {
+            self.keys().is_some()
+        });
+    }
+
     /// Waits until it is a master with at least one key: what a seeded and promoted server looks like.
     #[track_caller]
     pub fn until_master_with_data(&self) {
@@ -372,9 +386,7 @@ fn a_paused_server_does_not_answer_and_an_orderly_stop_is_waited_for() {
 #[test]
 fn a_server_born_as_a_replica_takes_no_writes() {
     let nobody = Port::reserve();
-    let config = born_as_a_replica_of(&nobody);
-    let config: Vec<&str> = config.iter().map(String::as_str).collect();
-    let Some(server) = REDIS_7_0.start(&config) else {
+    let Some(server) = REDIS_7_0.start_waiting_for(&nobody) else {
         return;
     };
     let mut client = server.client();
@@ -389,18 +401,4 @@ fn a_server_born_as_a_replica_takes_no_writes() {
         super::Value::Simple(_)
     ));
     assert_eq!(server.keys(), Some(0));
-}
-
-/// The configuration that closes the window in which a busy client can write to an empty server: the server waits
-/// for its seed at every start.
-pub fn born_as_a_replica_of(seeder: &Port) -> Vec<String> {
-    [
-        "--replicaof",
-        "127.0.0.1",
-        &seeder.number.to_string(),
-        "--replica-serve-stale-data",
-        "no",
-    ]
-    .map(ToString::to_string)
-    .to_vec()
 }
