@@ -24,16 +24,14 @@ fn cut_at_random_bytes_under_load() {
     let mut random = Random::new();
     let mut client = server.client();
     for round in 0..20 {
-        let links = proxy.accepted();
+        let cuts = proxy.cuts();
         if round % 4 == 0 {
             proxy.cut();
         } else {
             proxy.cut_after_bytes(1 + random.below(20_000));
         }
         write_at_random(&mut client, &mut random, 200);
-        until("it has connected again", DEADLINE, || {
-            proxy.accepted() > links
-        });
+        until("the link is cut", DEADLINE, || proxy.cuts() > cuts);
     }
     write_everything(&mut client, 1);
     writers.until_confirmed_more(50);
@@ -59,15 +57,12 @@ fn cut_during_the_handshake_and_the_first_snapshot() {
     let archive = Archive::new();
     let proxy = Proxy::to(&server.address());
     // Every step of the dialogue, then pieces of the payload.
-    let cuts = [1, 5, 7, 40, 120, 300, 700, 3000, 100_000, 1_000_000];
-    proxy.cut_after_bytes(cuts[0]);
+    let bytes = [1, 5, 7, 40, 120, 300, 700, 3000, 100_000, 1_000_000];
+    proxy.cut_after_bytes(bytes[0]);
     let mut perennial = Perennial::follow_url(&proxy.url(), &archive, &[]);
-    for cut in &cuts[1..] {
-        let links = proxy.accepted();
-        until("it has connected again", DEADLINE, || {
-            proxy.accepted() > links
-        });
-        proxy.cut_after_bytes(*cut);
+    for (number, bytes) in (1..).zip(&bytes[1..]) {
+        until("the link is cut", DEADLINE, || proxy.cuts() >= number);
+        proxy.cut_after_bytes(*bytes);
     }
     proxy.cut_after_bytes(u64::MAX);
     archive.until_durable();

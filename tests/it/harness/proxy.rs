@@ -27,6 +27,7 @@ struct Shared {
     bytes_left: AtomicU64,
     bytes_down: AtomicU64,
     accepted: AtomicU64,
+    cuts: AtomicU64,
     connections: Mutex<Vec<TcpStream>>,
 }
 
@@ -54,6 +55,7 @@ impl Proxy {
             bytes_left: AtomicU64::new(u64::MAX),
             bytes_down: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
+            cuts: AtomicU64::new(0),
             connections: Mutex::default(),
         });
         let accepting = Arc::clone(&shared);
@@ -124,6 +126,11 @@ impl Proxy {
         self.shared.bytes_down.load(Ordering::SeqCst)
     }
 
+    /// How often connections were cut so far, on demand or at a byte.
+    pub fn cuts(&self) -> u64 {
+        self.shared.cuts.load(Ordering::SeqCst)
+    }
+
     /// Connections accepted so far, those refused while down included.
     pub fn accepted(&self) -> u64 {
         self.shared.accepted.load(Ordering::SeqCst)
@@ -189,6 +196,7 @@ impl Shared {
     }
 
     fn cut(&self) {
+        self.cuts.fetch_add(1, Ordering::SeqCst);
         for stream in self.connections.lock().unwrap().drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
