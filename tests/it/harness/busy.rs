@@ -53,7 +53,7 @@ impl Ledger {
     /// Fails when a confirmed write is not there.
     #[track_caller]
     pub fn assert_all_in(&self, address: &str) {
-        let mut client = Client::connect(address).unwrap();
+        let mut client = Client::connect_loaded(address);
         let mut missing = Vec::new();
         for database in 0..DATABASES {
             client.ok(&["SELECT", &database.to_string()]);

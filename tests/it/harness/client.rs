@@ -4,9 +4,13 @@ use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
+use super::until;
+
 /// How long a reply may take; WAIT and big values are well below it.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Loading the largest data set of the tests.
+const LOAD_DEADLINE: Duration = Duration::from_secs(120);
 
 /// A reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,6 +138,18 @@ impl Client {
     pub fn line(&mut self, words: &str) -> Value {
         let arguments: Vec<&str> = words.split_whitespace().collect();
         self.ok(&arguments)
+    }
+
+    /// Connects and waits until the server has loaded its data: while it loads, INFO shows an empty keyspace and reads
+    /// are refused.
+    #[track_caller]
+    pub fn connect_loaded(address: &str) -> Self {
+        let mut client = Self::connect(address).unwrap();
+        until(&format!("{address} has loaded"), LOAD_DEADLINE, || {
+            let info = client.line("INFO persistence").text();
+            info.contains("\nloading:0")
+        });
+        client
     }
 
     /// Writes a marker and waits until a replica has acknowledged it: with Perennial as the only replica, until all

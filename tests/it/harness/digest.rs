@@ -101,10 +101,10 @@ pub struct Digest {
 }
 
 impl Digest {
-    /// Reads everything. The caller sees to it that nothing is written meanwhile.
+    /// Reads everything, once the server has loaded. The caller sees to it that nothing is written meanwhile.
     #[track_caller]
     pub fn of(address: &str) -> Self {
-        let mut client = Client::connect(address).unwrap();
+        let mut client = Client::connect_loaded(address);
         let field_expiry = knows(&mut client, "HPEXPIRETIME");
         let entries_read = replicates_entries_read(&mut client);
         let mut items = BTreeMap::new();

@@ -288,14 +288,6 @@ impl Server {
         Some(count)
     }
 
-    /// Waits until it has loaded what lies in its folder.
-    #[track_caller]
-    pub fn until_loaded(&self, deadline: Duration) {
-        until(&format!("{} has loaded", self.address()), deadline, || {
-            self.keys().is_some()
-        });
-    }
-
     /// Waits until it is a master with at least one key: what a seeded and promoted server looks like.
     #[track_caller]
     pub fn until_master_with_data(&self) {
