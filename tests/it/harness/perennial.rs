@@ -91,8 +91,13 @@ impl Perennial {
     /// Follows a server, and waits until something is durable.
     #[track_caller]
     pub fn follow(server: &Server, archive: &Archive, more: &[&str]) -> Self {
-        let perennial = Self::follow_url(&server.url(), archive, more);
-        archive.until_durable();
+        let mut perennial = Self::follow_url(&server.url(), archive, more);
+        let what = format!("something of {} is durable", server.address());
+        until(&what, DEADLINE, || {
+            assert!(perennial.exited().is_none(), "perennial has ended");
+            let status = archive.try_status();
+            status.is_ok_and(|status| status.durable_offset.is_some())
+        });
         perennial
     }
 
