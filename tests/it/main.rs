@@ -5,7 +5,7 @@
 
 #![allow(
     clippy::unwrap_used,
-    reason = "a test that fails by panicking says where; clippy's setting for tests does not reach helper functions"
+    reason = "a test that fails by panicking says where; the setting of clippy.toml does not reach functions that are no tests"
 )]
 #![allow(
     clippy::disallowed_methods,
