@@ -1,0 +1,27 @@
+//! `FAILOVER` with nobody but us attached must not leave the master read-only.
+
+use crate::harness::{Archive, DEADLINE, Perennial, REDIS_7_0, until};
+
+#[test]
+fn it_aborts_cleanly_and_writes_go_on() {
+    let Some(server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let mut perennial = Perennial::follow(&server, &archive, &[]);
+    let mut client = server.client();
+    client.line("SET before 1");
+    client.wait_until_stored(DEADLINE);
+    let id = server.info("replication")["master_replid"].clone();
+    assert_eq!(client.line("FAILOVER").text(), "OK");
+    until("the failover has ended", DEADLINE, || {
+        let info = server.info("replication");
+        info["role"] == "master" && info["master_failover_state"] == "no-failover"
+    });
+    assert!(server.log().contains("Failover"), "{}", server.log());
+    client.line("SET after 1");
+    client.wait_until_stored(DEADLINE);
+    assert_eq!(server.info("replication")["master_replid"], id);
+    archive.status().assert_chain_of(1);
+    perennial.assert_healthy();
+}

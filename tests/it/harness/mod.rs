@@ -1,0 +1,24 @@
+//! What the end-to-end tests stand on: real servers, clients that never stop, a comparison that sees everything.
+
+pub mod archive;
+pub mod busy;
+pub mod client;
+pub mod digest;
+pub mod perennial;
+pub mod port;
+pub mod process;
+pub mod proxy;
+pub mod random;
+pub mod servers;
+pub mod until;
+pub mod workload;
+
+pub use archive::{Archive, Status};
+pub use busy::{Load, Writers};
+pub use client::{Client, Value};
+pub use digest::{Digest, assert_same};
+pub use perennial::{BornAsReplica, Perennial, run_cli, run_cli_with};
+pub use port::Port;
+pub use proxy::Proxy;
+pub use servers::{REDIS_7_0, Server};
+pub use until::{DEADLINE, holds_for, until};

@@ -1,0 +1,176 @@
+//! The binary under test: `run` as a child process, everything else as one-shot calls.
+
+use std::path::Path;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use super::process::{Process, run_to_end};
+use super::{Archive, DEADLINE, Port, REDIS_7_0, Server, until};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_perennial");
+
+/// A one-shot call takes no longer, restores of the largest test values included.
+const CLI_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Runs a subcommand to its end: (exit code, stdout, stderr).
+#[track_caller]
+pub fn run_cli(arguments: &[&str]) -> (i32, String, String) {
+    run_to_end(Path::new(PROGRAM), arguments, &[], CLI_DEADLINE)
+}
+
+/// The same with environment variables.
+#[track_caller]
+pub fn run_cli_with(arguments: &[&str], environment: &[(&str, &str)]) -> (i32, String, String) {
+    run_to_end(Path::new(PROGRAM), arguments, environment, CLI_DEADLINE)
+}
+
+/// A server whose configuration names Perennial's seed port as its master, at every start, and Perennial beside it.
+#[derive(Debug)]
+pub struct BornAsReplica {
+    pub server: Server,
+    pub perennial: Perennial,
+    // Reserved until the end: Perennial listens there only from time to time.
+    _seeder: Port,
+}
+
+impl BornAsReplica {
+    /// Starts both, and waits until the empty server has been promoted and is followed.
+    #[track_caller]
+    pub fn start(archive: &Archive) -> Option<Self> {
+        let seeder = Port::reserve();
+        let server = REDIS_7_0.start_waiting_for(&seeder)?;
+        let listen = seeder.address();
+        let perennial = Perennial::follow_url(&server.url(), archive, &["--seed-listen", &listen]);
+        until("the empty server is promoted", DEADLINE, || {
+            server.is_master()
+        });
+        archive.until_durable();
+        Some(Self {
+            server,
+            perennial,
+            _seeder: seeder,
+        })
+    }
+}
+
+/// A running `perennial run`. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Perennial {
+    process: Process,
+    arguments: Vec<String>,
+    folder: TempDir,
+}
+
+impl Perennial {
+    /// `perennial run` with these flags.
+    pub fn run(arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let arguments: Vec<String> = std::iter::once("run")
+            .chain(arguments.iter().copied())
+            .map(ToOwned::to_owned)
+            .collect();
+        let process = spawn(&arguments, folder.path());
+        Self {
+            process,
+            arguments,
+            folder,
+        }
+    }
+
+    /// Follows `url` into `archive`, with more flags.
+    pub fn follow_url(url: &str, archive: &Archive, more: &[&str]) -> Self {
+        let archive_url = archive.url();
+        let mut arguments = vec!["--redis", url, "--archive", &archive_url];
+        arguments.extend(more);
+        Self::run(&arguments)
+    }
+
+    /// Follows a server, and waits until something is durable.
+    #[track_caller]
+    pub fn follow(server: &Server, archive: &Archive, more: &[&str]) -> Self {
+        let mut perennial = Self::follow_url(&server.url(), archive, more);
+        let what = format!("something of {} is durable", server.address());
+        until(&what, DEADLINE, || {
+            assert!(perennial.exited().is_none(), "perennial has ended");
+            let status = archive.try_status();
+            status.is_ok_and(|status| status.durable_offset.is_some())
+        });
+        perennial
+    }
+
+    /// Starts it again after its end, with the same flags and the same log.
+    #[track_caller]
+    pub fn start_again(&mut self) {
+        assert!(self.process.exited().is_some(), "perennial still runs");
+        self.process = spawn(&self.arguments, self.folder.path());
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&mut self) {
+        self.process.signal(Signal::TERM);
+    }
+
+    /// SIGSTOP.
+    pub fn pause(&mut self) {
+        self.process.signal(Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub fn resume(&mut self) {
+        self.process.signal(Signal::CONT);
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn wait(&mut self, deadline: Duration) -> ExitStatus {
+        self.process.wait(deadline)
+    }
+
+    /// Its exit status, if it has ended.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        self.process.exited()
+    }
+
+    /// Everything it has logged.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Waits until the log contains `text`.
+    #[track_caller]
+    pub fn until_logged(&self, text: &str) {
+        until(&format!("perennial logs {text:?}"), DEADLINE, || {
+            self.log().contains(text)
+        });
+    }
+
+    /// Fails when it has panicked or ended.
+    #[track_caller]
+    pub fn assert_healthy(&mut self) {
+        assert!(!self.log().contains("panicked at"), "{}", self.log());
+        assert!(self.exited().is_none(), "perennial ended: {}", self.log());
+    }
+
+    /// The largest resident size so far, in bytes.
+    pub fn resident_bytes_peak(&self) -> Option<u64> {
+        self.process.resident_bytes_peak()
+    }
+}
+
+fn spawn(arguments: &[String], folder: &Path) -> Process {
+    Process::start(
+        "perennial run",
+        Path::new(PROGRAM),
+        arguments,
+        &[("RUST_BACKTRACE", "1"), ("NO_COLOR", "1")],
+        &folder.join("perennial.log"),
+    )
+}

@@ -1,0 +1,396 @@
+//! Real servers as child processes: found, started on free ports, killed, paused, started again on the same port.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use super::process::Process;
+use super::{Client, DEADLINE, Port, until};
+
+/// A kind of server that tests can ask for. Add one here and to `scripts/servers.sh`.
+#[derive(Debug, Clone, Copy)]
+pub struct Kind {
+    /// Names the folder under `target/servers` and the skip message.
+    pub name: &'static str,
+    /// The variable that names its program.
+    pub variable: &'static str,
+    /// What the program is called in its folder and in PATH.
+    program: &'static str,
+    /// How `--version` must begin.
+    version: &'static str,
+}
+
+/// Redis 7.0, the version of Debian 12 and Ubuntu 24.04.
+pub const REDIS_7_0: Kind = Kind {
+    name: "redis-7.0",
+    variable: "PERENNIAL_REDIS_7_0",
+    program: "redis-server",
+    version: "Redis server v=7.0.",
+};
+
+impl Kind {
+    /// The program, where this machine has it.
+    pub fn find(&self) -> Option<PathBuf> {
+        if let Some(path) = std::env::var_os(self.variable) {
+            let path = PathBuf::from(path);
+            assert!(
+                self.is_this_version(&path),
+                "${} = {} is not a {:?}…",
+                self.variable,
+                path.display(),
+                self.version
+            );
+            return Some(path);
+        }
+        let unpacked = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("target/servers")
+            .join(self.name)
+            .join(self.program);
+        let folders = std::env::var_os("PATH").unwrap_or_default();
+        let installed = std::env::split_paths(&folders).map(|folder| folder.join(self.program));
+        std::iter::once(unpacked)
+            .chain(installed)
+            .find(|path| path.is_file() && self.is_this_version(path))
+    }
+
+    /// The same, with the configuration that closes the window in which a busy client can write to an empty server: it
+    /// waits for its seed at every start.
+    pub fn start_waiting_for(&self, seeder: &Port) -> Option<Server> {
+        let port = seeder.number.to_string();
+        self.start(&[
+            "--replicaof",
+            "127.0.0.1",
+            &port,
+            "--replica-serve-stale-data",
+            "no",
+        ])
+    }
+
+    fn is_this_version(&self, program: &Path) -> bool {
+        Command::new(program)
+            .arg("--version")
+            .stdin(Stdio::null())
+            .output()
+            .is_ok_and(|output| output.stdout.starts_with(self.version.as_bytes()))
+    }
+
+    /// Starts a server with the harness's defaults and `config` (`["--maxmemory", "1gb"]`) on a free port. None where
+    /// the machine has no such server: said and counted; in CI (`$CI` is set) that is a failure.
+    pub fn start(&self, config: &[&str]) -> Option<Server> {
+        match self.find() {
+            Some(program) => Some(Server::start(program, Port::reserve(), config)),
+            None => {
+                skip(&format!(
+                    "no {} on this machine: run scripts/servers.sh or set {}",
+                    self.name, self.variable
+                ));
+                None
+            }
+        }
+    }
+}
+
+/// Says loudly that a test did not run, and counts it in the file `$PERENNIAL_SKIPS` (the Makefile prints the count).
+/// Written past the test runner's capture.
+fn skip(why: &str) {
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "in CI nothing is skipped: {why}"
+    );
+    let test = std::thread::current().name().unwrap_or("?").to_owned();
+    let line = format!("SKIPPED: {test}: {why}\n");
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
+    if let Some(file) = std::env::var_os("PERENNIAL_SKIPS") {
+        let mut file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(file)
+            .unwrap();
+        file.write_all(line.as_bytes()).unwrap();
+    }
+}
+
+/// A server of the test's own: its folder, its port, its process. Dropped, all three go.
+#[derive(Debug)]
+pub struct Server {
+    process: Process,
+    program: PathBuf,
+    port: Port,
+    config: Vec<String>,
+    folder: TempDir,
+}
+
+impl Server {
+    fn start(program: PathBuf, port: Port, config: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config: Vec<String> = config.iter().map(ToString::to_string).collect();
+        let process = spawn(&program, port.number, folder.path(), &config);
+        let mut server = Self {
+            process,
+            program,
+            port,
+            config,
+            folder,
+        };
+        server.until_it_answers();
+        server
+    }
+
+    /// Starts again on the same port, at once, with what lies in the folder and the configuration of the first start.
+    #[track_caller]
+    pub fn start_again(&mut self) {
+        self.start_again_without_waiting();
+        self.until_it_answers();
+    }
+
+    /// Starts again and returns at once, for a client that wants to be the first.
+    #[track_caller]
+    pub fn start_again_without_waiting(&mut self) {
+        assert!(self.process.exited().is_some(), "the server still runs");
+        self.process = spawn(
+            &self.program,
+            self.port.number,
+            self.folder.path(),
+            &self.config,
+        );
+    }
+
+    /// Any answer will do: a server that waits for its master says `-MASTERDOWN` to a PING. A port that somebody took
+    /// although it was reserved is exchanged for another one, unless the server had it before.
+    fn until_it_answers(&mut self) {
+        let address = self.address();
+        loop {
+            let answered = until(&format!("{address} answers"), DEADLINE, || {
+                if self.process.exited().is_some() {
+                    return Some(false);
+                }
+                let mut client = Client::connect(&address).ok()?;
+                client.command(&["PING"]).ok().map(|_| true)
+            });
+            if answered {
+                return;
+            }
+            let log = self.process.log();
+            assert!(
+                log.contains("Address already in use") && !log.contains("Ready to accept"),
+                "the server ended at once: {log}"
+            );
+            self.port = Port::reserve();
+            self.start_again_without_waiting();
+        }
+    }
+
+    /// `127.0.0.1:<port>`.
+    pub fn address(&self) -> String {
+        self.port.address()
+    }
+
+    /// `redis://127.0.0.1:<port>`.
+    pub fn url(&self) -> String {
+        format!("redis://{}", self.address())
+    }
+
+    /// A new connection.
+    #[track_caller]
+    pub fn client(&self) -> Client {
+        Client::connect(&self.address()).unwrap()
+    }
+
+    /// Its working folder: `dump.rdb`, `appendonlydir`.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What the server has logged, over all starts.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// `kill -9`, and waits for the end.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// SIGTERM: the orderly shutdown. Returns how long it took.
+    #[track_caller]
+    pub fn terminate(&mut self) -> Duration {
+        let started = std::time::Instant::now();
+        self.process.signal(Signal::TERM);
+        self.process.wait(DEADLINE);
+        started.elapsed()
+    }
+
+    /// SIGSTOP.
+    pub fn pause(&mut self) {
+        self.process.signal(Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub fn resume(&mut self) {
+        self.process.signal(Signal::CONT);
+    }
+
+    /// One section of INFO. Panics when the server does not answer it: see [`Server::try_info`].
+    #[track_caller]
+    pub fn info(&self, section: &str) -> BTreeMap<String, String> {
+        self.try_info(section).expect("INFO is answered")
+    }
+
+    /// One section of INFO, where the server answers.
+    pub fn try_info(&self, section: &str) -> Option<BTreeMap<String, String>> {
+        let mut client = Client::connect(&self.address()).ok()?;
+        let super::Value::Bulk(text) = client.command(&["INFO", section]).ok()? else {
+            return None;
+        };
+        Some(
+            String::from_utf8_lossy(&text)
+                .lines()
+                .filter_map(|line| line.split_once(':'))
+                .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
+                .collect(),
+        )
+    }
+
+    /// One number of INFO.
+    #[track_caller]
+    pub fn info_number(&self, section: &str, field: &str) -> u64 {
+        let info = self.info(section);
+        let text = info
+            .get(field)
+            .unwrap_or_else(|| panic!("INFO {section} has no {field}"));
+        text.parse()
+            .unwrap_or_else(|_| panic!("{field} is not a number: {text}"))
+    }
+
+    /// Whether it answers as a master now.
+    pub fn is_master(&self) -> bool {
+        self.try_info("replication")
+            .is_some_and(|info| info.get("role").is_some_and(|role| role == "master"))
+    }
+
+    /// Keys in all databases, where the server answers and is not loading.
+    pub fn keys(&self) -> Option<u64> {
+        if self.try_info("persistence")?.get("loading")? != "0" {
+            return None;
+        }
+        let databases = self.try_info("keyspace")?;
+        let count = databases
+            .values()
+            .filter_map(|value| value.strip_prefix("keys="))
+            .filter_map(|value| value.split(',').next()?.parse::<u64>().ok())
+            .sum();
+        Some(count)
+    }
+
+    /// Waits until it is a master with at least one key: what a seeded and promoted server looks like.
+    #[track_caller]
+    pub fn until_master_with_data(&self) {
+        until(
+            &format!("{} is a master with data", self.address()),
+            DEADLINE,
+            || self.is_master() && self.keys().is_some_and(|keys| keys > 0),
+        );
+    }
+}
+
+/// The harness's defaults come first: what a test gives later wins.
+fn spawn(program: &Path, port: u16, folder: &Path, config: &[String]) -> Process {
+    let port = port.to_string();
+    let folder_text = folder.to_str().unwrap();
+    let defaults = [
+        ["--port", &port],
+        ["--bind", "127.0.0.1"],
+        ["--dir", folder_text],
+        ["--save", ""],
+        ["--appendonly", "no"],
+        ["--enable-debug-command", "yes"],
+        ["--repl-diskless-sync-delay", "0"],
+    ];
+    let arguments: Vec<String> = defaults
+        .iter()
+        .flatten()
+        .map(ToString::to_string)
+        .chain(config.iter().cloned())
+        .collect();
+    fs::create_dir_all(folder).unwrap();
+    Process::start(
+        &format!("redis on {port}"),
+        program,
+        &arguments,
+        &[],
+        &folder.join("server.log"),
+    )
+}
+
+#[test]
+fn a_server_is_killed_and_started_again_on_its_port() {
+    let Some(mut server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    let address = server.address();
+    server.client().line("SET kept no");
+    assert_eq!(server.keys(), Some(1));
+    for _ in 0..3 {
+        server.kill();
+        assert!(Client::connect(&address).is_err());
+        server.start_again();
+        assert_eq!(server.address(), address);
+        assert_eq!(server.keys(), Some(0));
+    }
+}
+
+#[test]
+fn an_old_dump_is_there_after_a_kill() {
+    let Some(mut server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    let mut client = server.client();
+    client.line("SET old 1");
+    client.line("SAVE");
+    client.line("SET new 1");
+    server.kill();
+    server.start_again();
+    assert_eq!(server.keys(), Some(1));
+    assert_eq!(server.client().line("GET old").text(), "1");
+}
+
+#[test]
+fn a_paused_server_does_not_answer_and_an_orderly_stop_is_waited_for() {
+    let Some(mut server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    server.pause();
+    let mut client = server.client();
+    client.set_reply_timeout(Duration::from_millis(100));
+    assert!(client.command(&["PING"]).is_err());
+    server.resume();
+    until("it answers again", DEADLINE, || server.is_master());
+    server.terminate();
+    assert!(server.log().contains("User requested shutdown"));
+}
+
+#[test]
+fn a_server_born_as_a_replica_takes_no_writes() {
+    let nobody = Port::reserve();
+    let Some(server) = REDIS_7_0.start_waiting_for(&nobody) else {
+        return;
+    };
+    let mut client = server.client();
+    assert!(
+        client
+            .command(&["GET", "a"])
+            .unwrap()
+            .is_error("MASTERDOWN")
+    );
+    assert!(!matches!(
+        client.command(&["SET", "a", "b"]).unwrap(),
+        super::Value::Simple(_)
+    ));
+    assert_eq!(server.keys(), Some(0));
+}

@@ -1,0 +1,289 @@
+//! The promise: a master that dies and comes up empty on the same port has everything back that was stored.
+
+use std::time::Duration;
+
+use crate::harness::workload::{write_at_random, write_everything};
+use crate::harness::{
+    Archive, BornAsReplica, DEADLINE, Digest, Load, Perennial, REDIS_7_0, Server, Writers,
+    assert_same, holds_for, random::Random, run_cli, until,
+};
+
+/// Everything that is written gets stored; the digest of it.
+#[track_caller]
+fn stored_digest(server: &Server) -> Digest {
+    server.client().wait_until_stored(DEADLINE);
+    Digest::of(&server.address())
+}
+
+/// Kills the master and starts it empty, as it was started first.
+#[track_caller]
+fn lose_everything(server: &mut Server) {
+    server.kill();
+    server.start_again();
+}
+
+#[test]
+fn an_empty_master_gets_everything_back_and_history_goes_on() {
+    let Some(mut server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    write_everything(&mut server.client(), 0);
+    let mut perennial = Perennial::follow(&server, &archive, &[]);
+    let mut random = Random::new();
+    for generation in 1..=3 {
+        let mut client = server.client();
+        write_everything(&mut client, generation);
+        write_at_random(&mut client, &mut random, 500);
+        let before = stored_digest(&server);
+        lose_everything(&mut server);
+        server.until_master_with_data();
+        assert_same(&before, &Digest::of(&server.address()));
+        archive.until("the child timeline is there", DEADLINE, |status| {
+            status.timelines.len() as u64 == generation + 1
+        });
+    }
+    server.client().wait_until_stored(DEADLINE);
+    archive.status().assert_chain_of(4);
+    perennial.assert_healthy();
+}
+
+#[test]
+fn a_master_that_was_empty_from_the_start_gets_its_first_writes_back() {
+    let Some(mut server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let _perennial = Perennial::follow(&server, &archive, &[]);
+    server.client().line("SET first 1");
+    let before = stored_digest(&server);
+    lose_everything(&mut server);
+    server.until_master_with_data();
+    assert_same(&before, &Digest::of(&server.address()));
+}
+
+#[test]
+fn perennial_may_be_gone_meanwhile() {
+    let Some(mut server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let mut perennial = Perennial::follow(&server, &archive, &[]);
+    write_everything(&mut server.client(), 0);
+    let before = stored_digest(&server);
+    perennial.kill();
+    lose_everything(&mut server);
+    assert_eq!(server.keys(), Some(0));
+    perennial.start_again();
+    server.until_master_with_data();
+    assert_same(&before, &Digest::of(&server.address()));
+    server.client().wait_until_stored(DEADLINE);
+    archive.status().assert_chain_of(2);
+}
+
+#[test]
+fn born_as_a_replica_the_exact_data_set_is_back() {
+    let archive = Archive::new();
+    let Some(mut born) = BornAsReplica::start(&archive) else {
+        return;
+    };
+    let server = &mut born.server;
+    let writers = Writers::start(&server.address(), Load::default());
+    for generation in 1..=2 {
+        write_everything(&mut server.client(), generation);
+        writers.until_confirmed_more(100);
+        writers.pause();
+        let before = stored_digest(server);
+        lose_everything(server);
+        server.until_master_with_data();
+        assert_same(&before, &Digest::of(&server.address()));
+        writers.resume();
+        writers.until_confirmed_more(100);
+    }
+    let ledger = writers.stop();
+    ledger.assert_all_in(&server.address());
+    archive.status().assert_chain_of(3);
+    born.perennial.assert_healthy();
+}
+
+#[test]
+fn born_as_a_replica_clients_that_never_stop_lose_nothing_confirmed() {
+    let archive = Archive::new();
+    let Some(mut born) = BornAsReplica::start(&archive) else {
+        return;
+    };
+    let server = &mut born.server;
+    let writers = Writers::start(&server.address(), Load::default());
+    for _ in 0..5 {
+        writers.until_confirmed_more(100);
+        lose_everything(server);
+        until("it is a master again", DEADLINE, || server.is_master());
+        writers.ledger().assert_all_in(&server.address());
+    }
+    writers.until_confirmed_more(100);
+    writers.stop().assert_all_in(&server.address());
+    archive.status().assert_chain_of(6);
+    born.perennial.assert_healthy();
+}
+
+/// Not born as a replica, the server may take a write of a busy client before anybody sees it empty. Whatever
+/// happens, what was confirmed before the kill is what a later seed brings back.
+#[test]
+fn clients_that_never_stop_cannot_replace_the_head() {
+    let Some(mut server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let mut perennial = Perennial::follow(&server, &archive, &[]);
+    let writers = Writers::start(&server.address(), Load::default());
+    writers.until_confirmed_more(100);
+    let confirmed = writers.ledger();
+    lose_everything(&mut server);
+    writers.until_acknowledged_more(100);
+    archive.until("the new start is recorded", DEADLINE, |status| {
+        status.timelines.len() == 2
+    });
+    let _ = writers.stop();
+    lose_everything(&mut server);
+    server.until_master_with_data();
+    confirmed.assert_all_in(&server.address());
+    perennial.assert_healthy();
+}
+
+/// The write before we look, forced: Perennial is stopped while the empty server takes it.
+#[test]
+fn a_write_to_the_empty_server_makes_a_suspect_root_and_the_old_head_stays() {
+    let Some(mut server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let mut perennial = Perennial::follow(&server, &archive, &[]);
+    write_everything(&mut server.client(), 0);
+    let before = stored_digest(&server);
+    perennial.pause();
+    lose_everything(&mut server);
+    server.client().line("SET intruder 1");
+    perennial.resume();
+    a_suspect_then_the_old_head(&mut server, &archive, &before);
+    perennial.assert_healthy();
+}
+
+#[test]
+fn a_write_before_perennial_starts_makes_a_suspect_root_as_well() {
+    let Some(mut server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let mut perennial = Perennial::follow(&server, &archive, &[]);
+    write_everything(&mut server.client(), 0);
+    let before = stored_digest(&server);
+    perennial.kill();
+    lose_everything(&mut server);
+    server.client().line("SET intruder 1");
+    perennial.start_again();
+    a_suspect_then_the_old_head(&mut server, &archive, &before);
+    perennial.assert_healthy();
+}
+
+#[track_caller]
+fn a_suspect_then_the_old_head(server: &mut Server, archive: &Archive, before: &Digest) {
+    let status = archive.until("the suspect root is durable", DEADLINE, |status| {
+        status.suspects() == [2] && status.timelines[1].end.is_some()
+    });
+    assert_eq!(status.head_timeline(), 1);
+    assert!(status.timelines[1].parent.is_none());
+    // Its own data were left alone, and it is archived like any other.
+    assert_eq!(server.keys(), Some(1));
+    server.client().wait_until_stored(DEADLINE);
+    assert_eq!(archive.status().head_timeline(), 1);
+
+    lose_everything(server);
+    server.until_master_with_data();
+    assert_same(before, &Digest::of(&server.address()));
+    let status = archive.until("the old head has a child", DEADLINE, |status| {
+        status.head.is_some_and(|head| head.timeline == 3)
+    });
+    assert_eq!(status.timelines[2].parent.unwrap().timeline, 1);
+    assert_eq!(status.suspects(), [2]);
+}
+
+#[test]
+fn an_accepted_suspect_is_the_head() {
+    let Some(mut server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let mut perennial = Perennial::follow(&server, &archive, &[]);
+    server.client().line("SET old 1");
+    server.client().wait_until_stored(DEADLINE);
+    perennial.kill();
+    lose_everything(&mut server);
+    server.client().line("SET new 1");
+    perennial.start_again();
+    archive.until("the suspect root is durable", DEADLINE, |status| {
+        status.suspects() == [2] && status.timelines[1].end.is_some()
+    });
+    let before = stored_digest(&server);
+    let (code, _, err) = run_cli(&["accept", "--archive", &archive.url(), "2"]);
+    assert_eq!(code, 0, "{err}");
+    let status = archive.status();
+    assert_eq!(status.head_timeline(), 2);
+    assert!(status.timelines[1].accepted);
+
+    lose_everything(&mut server);
+    server.until_master_with_data();
+    assert_same(&before, &Digest::of(&server.address()));
+}
+
+#[test]
+fn seed_never_leaves_an_empty_server_alone() {
+    let Some(mut server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let mut perennial = Perennial::follow(&server, &archive, &["--seed", "never"]);
+    server.client().line("SET kept 1");
+    server.client().wait_until_stored(DEADLINE);
+    lose_everything(&mut server);
+    holds_for("empty and a master", Duration::from_secs(3), || {
+        server.is_master() && server.keys() == Some(0)
+    });
+    assert_eq!(archive.status().timelines.len(), 1);
+    perennial.assert_healthy();
+}
+
+#[test]
+fn an_orderly_shutdown_of_the_master_loses_nothing() {
+    let Some(mut server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let _perennial = Perennial::follow(&server, &archive, &[]);
+    write_everything(&mut server.client(), 0);
+    // No WAIT: the shutdown itself waits for the acknowledgement.
+    let before = Digest::of(&server.address());
+    let took = server.terminate();
+    assert!(took < Duration::from_secs(8), "the stop took {took:?}");
+    server.start_again();
+    server.until_master_with_data();
+    assert_same(&before, &Digest::of(&server.address()));
+}
+
+#[test]
+fn both_stop_at_once_and_nothing_is_lost() {
+    let Some(mut server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let mut perennial = Perennial::follow(&server, &archive, &[]);
+    write_everything(&mut server.client(), 0);
+    let before = Digest::of(&server.address());
+    // As a pod with a classic sidecar is stopped: the signal comes to both.
+    perennial.terminate();
+    server.terminate();
+    assert_eq!(perennial.wait(DEADLINE).code(), Some(0));
+    server.start_again();
+    perennial.start_again();
+    server.until_master_with_data();
+    assert_same(&before, &Digest::of(&server.address()));
+}

@@ -1,0 +1,116 @@
+//! A server that comes back from an older dump on its disk gets the writes that came after it.
+
+use crate::harness::workload::write_everything;
+use crate::harness::{
+    Archive, BornAsReplica, DEADLINE, Digest, Load, Perennial, REDIS_7_0, Server, Writers,
+    assert_same, until,
+};
+
+/// Early data, a SAVE, later data that are stored, and `kill -9`. Returns what must be there afterwards.
+#[track_caller]
+fn save_write_on_and_die(server: &mut Server) -> Digest {
+    let mut client = server.client();
+    write_everything(&mut client, 0);
+    client.line("SAVE");
+    write_everything(&mut client, 1);
+    client.line("SET late 1");
+    client.wait_until_stored(DEADLINE);
+    let digest = Digest::of(&server.address());
+    server.kill();
+    assert!(server.folder().join("dump.rdb").exists());
+    digest
+}
+
+#[track_caller]
+fn until_the_late_write_is_back(server: &Server) {
+    until("the late write is back on a master", DEADLINE, || {
+        let mut client = server.client();
+        server.is_master()
+            && client
+                .command(&["GET", "late"])
+                .is_ok_and(|value| value == crate::harness::Value::Bulk(b"1".to_vec()))
+    });
+}
+
+#[test]
+fn the_writes_after_the_dump_are_back() {
+    let Some(mut server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let mut perennial = Perennial::follow(&server, &archive, &[]);
+    let before = save_write_on_and_die(&mut server);
+    server.start_again();
+    until_the_late_write_is_back(&server);
+    assert_same(&before, &Digest::of(&server.address()));
+    server.client().wait_until_stored(DEADLINE);
+    archive.status().assert_chain_of(2);
+    perennial.assert_healthy();
+}
+
+#[test]
+fn the_writes_after_the_dump_are_back_when_perennial_was_gone_too() {
+    let Some(mut server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let mut perennial = Perennial::follow(&server, &archive, &[]);
+    let before = save_write_on_and_die(&mut server);
+    perennial.kill();
+    server.start_again();
+    perennial.start_again();
+    until_the_late_write_is_back(&server);
+    assert_same(&before, &Digest::of(&server.address()));
+}
+
+/// It cannot be told apart from a server that lives on elsewhere: archived, not chosen.
+#[test]
+fn a_write_on_the_stale_server_makes_it_suspect() {
+    let Some(mut server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let mut perennial = Perennial::follow(&server, &archive, &[]);
+    let before = save_write_on_and_die(&mut server);
+    perennial.pause();
+    server.start_again();
+    server.client().line("SET intruder 1");
+    perennial.resume();
+    let status = archive.until("the suspect root is durable", DEADLINE, |status| {
+        status.suspects() == [2] && status.timelines[1].end.is_some()
+    });
+    assert_eq!(status.head_timeline(), 1);
+    assert_eq!(server.client().line("GET intruder").text(), "1");
+
+    server.kill();
+    std::fs::remove_file(server.folder().join("dump.rdb")).unwrap();
+    server.start_again();
+    until_the_late_write_is_back(&server);
+    assert_same(&before, &Digest::of(&server.address()));
+}
+
+#[test]
+fn born_as_a_replica_a_stale_server_catches_up_under_busy_clients() {
+    let archive = Archive::new();
+    let Some(mut born) = BornAsReplica::start(&archive) else {
+        return;
+    };
+    let server = &mut born.server;
+    let writers = Writers::start(&server.address(), Load::default());
+    writers.until_confirmed_more(50);
+    server.client().line("SAVE");
+    for generation in 2..=3 {
+        writers.until_confirmed_more(100);
+        server.kill();
+        server.start_again();
+        archive.until("the next generation is archived", DEADLINE, |status| {
+            status.timelines.len() == generation
+        });
+        until("it is a master again", DEADLINE, || server.is_master());
+        writers.ledger().assert_all_in(&server.address());
+    }
+    writers.until_confirmed_more(50);
+    writers.stop().assert_all_in(&server.address());
+    assert!(archive.status().suspects().is_empty());
+    born.perennial.assert_healthy();
+}
