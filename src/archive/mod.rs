@@ -9,4 +9,6 @@ pub mod layout;
 pub mod segment;
 pub mod snapshot;
 
+#[cfg(test)]
+mod golden;
 mod pieces;
