@@ -366,7 +366,7 @@ async fn whatever_fails_at_any_step_trying_again_gives_the_same() {
             }
         }
         for seed in 0..20 {
-            println!("seed {seed}");
+            eprintln!("seed {seed}");
             let switch = Faults::new();
             switch.at_random(seed, 300, &faults);
             let failing = wrapped(subject().await, "failing", switch);
