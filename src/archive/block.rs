@@ -6,6 +6,8 @@
 
 mod decoder;
 mod header;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 

@@ -253,3 +253,117 @@ impl fmt::Display for Source {
         write!(f, "{} {} at {}", self.server, self.version, self.address)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn timeline() -> TimelineDocument {
+        TimelineDocument {
+            format: DOCUMENT_FORMAT,
+            seq: TimelineSeq::new(4),
+            id: ReplicationId::from_raw([0xab; 20]),
+            parent: Some(Position {
+                timeline: TimelineSeq::new(3),
+                offset: Offset::new(u64::MAX - 1),
+            }),
+            start: Offset::new(77),
+            suspect: None,
+            created_at: UnixMillis(1_700_000_000_000),
+            created_by: "perennial 0.1.0".to_owned(),
+            source: Source {
+                server: "redis".to_owned(),
+                version: "7.0.15".to_owned(),
+                run_id: "f00d".to_owned(),
+                address: "127.0.0.1:6379".to_owned(),
+            },
+        }
+    }
+
+    #[test]
+    fn documents_are_spelled_as_documented() {
+        let text = String::from_utf8(timeline().encode().to_vec()).unwrap();
+        assert_eq!(
+            text,
+            r#"{
+  "format": 1,
+  "seq": 4,
+  "id": "abababababababababababababababababababab",
+  "parent": {
+    "timeline": 3,
+    "offset": 18446744073709551614
+  },
+  "start": 77,
+  "suspect": null,
+  "created_at": 1700000000000,
+  "created_by": "perennial 0.1.0",
+  "source": {
+    "server": "redis",
+    "version": "7.0.15",
+    "run_id": "f00d",
+    "address": "127.0.0.1:6379"
+  }
+}
+"#
+        );
+        assert_eq!(
+            TimelineDocument::decode(text.as_bytes()).unwrap(),
+            timeline()
+        );
+    }
+
+    #[test]
+    fn the_smaller_documents_are_read_as_they_are_written() {
+        let archive = ArchiveDocument {
+            format: DOCUMENT_FORMAT,
+            archive: ArchiveId::from_raw([7; 16]),
+            name: Some("orders \"eu\"".to_owned()),
+            created_at: UnixMillis(5),
+        };
+        assert_eq!(ArchiveDocument::decode(&archive.encode()).unwrap(), archive);
+        let accepted = AcceptedDocument {
+            format: DOCUMENT_FORMAT,
+            accepted_at: UnixMillis(6),
+            by: "ops".to_owned(),
+            reason: "the old head is gone".to_owned(),
+        };
+        assert_eq!(
+            AcceptedDocument::decode(&accepted.encode()).unwrap(),
+            accepted
+        );
+    }
+
+    #[test]
+    fn unknown_fields_are_passed_over_and_missing_ones_are_not() {
+        let known = r#"{"format":1,"archive":"07070707070707070707070707070707","created_at":5"#;
+        let read = ArchiveDocument::decode(format!("{known},\"later\":[1]}}").as_bytes()).unwrap();
+        assert_eq!(read.name, None);
+        let missing = ArchiveDocument::decode(br#"{"format":1,"name":"x"}"#).unwrap_err();
+        assert!(
+            matches!(missing, DocumentError::Malformed { .. }),
+            "{missing}"
+        );
+    }
+
+    #[test]
+    fn a_newer_format_says_so_whatever_else_it_holds() {
+        let error = TimelineDocument::decode(br#"{"format":2,"seq":"four"}"#).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "written by a newer Perennial (format 2), this one reads 1: upgrade"
+        );
+    }
+
+    #[test]
+    fn what_is_no_document_is_an_error() {
+        for bytes in [&b""[..], b"{}", b"[]", b"\xff", b"{\"format\":-1}", b"null"] {
+            let error = ArchiveDocument::decode(bytes).unwrap_err();
+            assert!(matches!(error, DocumentError::Malformed { .. }), "{error}");
+        }
+        let deep = "[".repeat(DOCUMENT_BYTES_MAX);
+        assert!(ArchiveDocument::decode(deep.as_bytes()).is_err());
+        let long = vec![b' '; DOCUMENT_BYTES_MAX + 1];
+        let error = ArchiveDocument::decode(&long).unwrap_err();
+        assert!(matches!(error, DocumentError::TooLong { .. }), "{error}");
+    }
+}

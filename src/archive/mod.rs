@@ -11,4 +11,6 @@ pub mod segment;
 pub mod snapshot;
 pub mod timeline;
 
+#[cfg(test)]
+mod golden;
 mod pieces;

@@ -1,6 +1,9 @@
 //! Gathers the replication stream into blocks, and checks the blocks of a segment against its name. When to
 //! seal a segment, and where it goes, is left to the caller.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 
 use bytes::Bytes;

@@ -3,6 +3,8 @@
 
 mod head;
 mod reader;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 
@@ -48,6 +50,12 @@ pub enum SnapshotError {
     /// Shorter than the shortest RDB payload.
     #[error("the RDB payload ends after {bytes} bytes")]
     TooShort {
+        /// The payload's length in bytes.
+        bytes: u64,
+    },
+    /// It has no checksum and does not end with the opcode for the end: cut short.
+    #[error("the RDB payload of {bytes} bytes has no end")]
+    NoEnd {
         /// The payload's length in bytes.
         bytes: u64,
     },
@@ -328,8 +336,10 @@ impl PayloadScan {
         let crc64 = self.digest.finalize();
         let checksum = if has_checksum {
             self.compare_trailer(crc64)?
-        } else {
+        } else if self.trailer.last() == Some(&OPCODE_EOF) {
             RdbChecksum::Absent
+        } else {
+            return Err(SnapshotError::NoEnd { bytes });
         };
         Ok(SnapshotSummary {
             bytes,
@@ -347,6 +357,7 @@ impl PayloadScan {
         match expected {
             _ if expected == found => Ok(RdbChecksum::Verified),
             0 if ended => Ok(RdbChecksum::Disabled),
+            0 => Err(SnapshotError::NoEnd { bytes: self.bytes }),
             _ => Err(SnapshotError::ChecksumMismatch {
                 expected,
                 found,

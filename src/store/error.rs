@@ -21,7 +21,7 @@ pub enum StoreErrorKind {
 
 /// An operation on a store failed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{operation} {object}{} {address}: {detail}", if object.is_empty() { "" } else { " in" })]
+#[error("{operation} {object}{}{address}: {detail}", if object.is_empty() { "" } else { " in " })]
 pub struct StoreError {
     /// What kind of thing went wrong.
     pub kind: StoreErrorKind,

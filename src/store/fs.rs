@@ -19,6 +19,8 @@ use crate::archive::layout::ObjectName;
 use crate::position::UnixMillis;
 
 mod problem;
+#[cfg(test)]
+mod tests;
 
 use problem::explain;
 
@@ -221,15 +223,19 @@ impl Place {
         error: &io::Error,
     ) -> StoreError {
         // A directory may be gone: look again instead of trusting what is remembered.
-        self.known
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        self.forget_directories();
         let (kind, detail) = explain(error, &self.root);
         match name {
             Some(name) => StoreError::new(kind, operation, name, self.address(), detail),
             None => StoreError::about_store(kind, operation, self.address(), detail),
         }
+    }
+
+    fn forget_directories(&self) {
+        self.known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 
     /// A new file without a name that readers see.
@@ -269,7 +275,16 @@ impl Place {
         let path = self.path(name);
         let parent = path.parent().unwrap_or(&self.root);
         self.make_directory(parent)?;
-        let created = match fs::hard_link(&temporary.path, &path) {
+        let linked = match fs::hard_link(&temporary.path, &path) {
+            // Somebody removed a directory that we remember as made.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.forget_directories();
+                self.make_directory(parent)?;
+                fs::hard_link(&temporary.path, &path)
+            }
+            result => result,
+        };
+        let created = match linked {
             Ok(()) => Created::New,
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Created::AlreadyPresent,
             Err(error) => return Err(error),

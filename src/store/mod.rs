@@ -16,6 +16,8 @@ mod error;
 pub mod faulty;
 pub mod fs;
 pub mod memory;
+#[cfg(test)]
+mod tests;
 
 pub use error::{StoreError, StoreErrorKind};
 

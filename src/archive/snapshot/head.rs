@@ -73,6 +73,9 @@ pub fn read_head(bytes: &[u8]) -> Option<RdbHead> {
     let version = digits
         .iter()
         .fold(0, |number, digit| number * 10 + u32::from(digit - b'0'));
+    if version == 0 {
+        return None;
+    }
     let mut head = RdbHead {
         magic,
         version,
