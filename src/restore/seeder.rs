@@ -53,6 +53,9 @@ pub struct Offering {
     /// Where a replica that already holds a position goes on; everything else gets a full resync. Only for
     /// a server whose data this archive contains.
     pub continue_at: Option<(Position, ReplicationId)>,
+    /// Nothing is answered to PSYNC before this is `true`: a server that was taken over keeps its data until
+    /// then, and can still be given back.
+    pub approved: watch::Sender<bool>,
     /// How far it has come.
     pub progress: watch::Sender<SeedProgress>,
 }
@@ -352,6 +355,12 @@ impl Connection {
 
     async fn serve(&mut self, offering: &Offering, offer: &PsyncOffer) -> Result<(), Ended> {
         let plan = &offering.plan;
+        // Cannot fail: the sender is in the offering.
+        let _ = offering
+            .approved
+            .subscribe()
+            .wait_for(|approved| *approved)
+            .await;
         match offering.continue_at {
             Some((position, id)) if asks_for(offer, position.offset, id) => {
                 self.core.continue_with(self.clock.ticks(), plan.id)?;

@@ -122,22 +122,27 @@ impl Seed<'_> {
             Approach::TakeOver | Approach::Waits => None,
         };
         let (progress, mut seen) = watch::channel(SeedProgress::default());
-        let offering = Offering {
+        let offering = Arc::new(Offering {
             store: Arc::clone(&self.store),
             archive: self.archive,
             plan: self.plan.clone(),
             continue_at,
+            approved: watch::Sender::new(false),
             progress,
-        };
+        });
         let errors_before = control
             .info()
             .await?
             .number("unexpected_error_replies")
             .unwrap_or(0);
-        if self.approach == Approach::TakeOver {
-            self.take_over(control, unchanged).await?;
+        self.seeder.serve(Serving::Plan(Arc::clone(&offering)));
+        if self.approach == Approach::TakeOver
+            && let Err(error) = self.take_over(control, unchanged).await
+        {
+            self.seeder.serve(Serving::Undecided);
+            return Err(error);
         }
-        self.seeder.serve(Serving::Plan(Arc::new(offering)));
+        offering.approved.send_replace(true);
         let outcome = self.wait(control, &mut seen, end, errors_before).await;
         if outcome.is_err() {
             self.seeder.serve(Serving::Undecided);

@@ -15,10 +15,12 @@ fn stored_digest(server: &Server) -> Digest {
     Digest::of(&server.address())
 }
 
-/// Kills the master and starts it empty, as it was started first.
+/// Kills the master and starts it empty, as it was started first. A seed leaves a `dump.rdb` behind, as every
+/// full sync of a server does that loads from disk: it goes as well.
 #[track_caller]
 fn lose_everything(server: &mut Server) {
     server.kill();
+    let _ = std::fs::remove_file(server.folder().join("dump.rdb"));
     server.start_again();
 }
 
@@ -46,6 +48,33 @@ fn an_empty_master_gets_everything_back_and_history_goes_on() {
     server.client().wait_until_stored(DEADLINE);
     archive.status().assert_chain_of(4);
     perennial.assert_healthy();
+}
+
+#[test]
+fn the_dump_that_a_seed_leaves_behind_is_recognised_as_stale() {
+    let Some(mut server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    write_everything(&mut server.client(), 0);
+    let _perennial = Perennial::follow(&server, &archive, &[]);
+    lose_everything(&mut server);
+    server.until_master_with_data();
+    server.client().wait_until_stored(DEADLINE);
+    write_everything(&mut server.client(), 1);
+    let before = stored_digest(&server);
+    assert!(
+        server.folder().join("dump.rdb").exists(),
+        "the seed was loaded from disk"
+    );
+    server.kill();
+    server.start_again();
+    // It comes up with the data of the seed: older than the archive, and nothing written since.
+    archive.until("it was seeded again", DEADLINE, |status| {
+        status.timelines.len() == 3
+    });
+    assert_same(&before, &Digest::of(&server.address()));
+    archive.status().assert_chain_of(3);
 }
 
 #[test]
