@@ -1,16 +1,17 @@
 //! Our side of the link when we follow a master: handshake, payload, replication stream, acknowledgements.
 //! What to ask for and what to acknowledge is left to the caller.
 
+mod events;
 mod line;
 mod payload;
 mod refusal;
+mod request;
 
 use std::collections::VecDeque;
-use std::fmt;
 
 use bytes::Bytes;
 
-use crate::position::{Offset, ReplicationId, Ticks};
+use crate::position::{Offset, Ticks};
 
 use super::handshake::{command, printable};
 use line::LineReader;
@@ -18,7 +19,9 @@ use payload::{MARK_BYTES, Payload};
 use refusal::HEAD_BYTES_MAX;
 
 pub use super::handshake::{Auth, PsyncRequest};
+pub use events::{Event, Output, Stage};
 pub use refusal::Refusal;
+pub use request::Request;
 
 /// How often an acknowledgement goes out when nothing moves, milliseconds: as real replicas do
 /// (`protocol-facts` 1.6, 3.3).
@@ -48,213 +51,6 @@ pub struct ReplicaOptions {
     pub handshake_timeout_ms: u64,
     /// The longest silence afterwards, milliseconds. A master pings every 10 s by default.
     pub idle_timeout_ms: u64,
-}
-
-/// What a link has come to, in the order of its life; for messages.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Stage {
-    /// Waiting for the reply to this request.
-    Handshake {
-        /// The request that was sent last.
-        request: Request,
-    },
-    /// Waiting for the payload to begin.
-    PayloadHeader,
-    /// Receiving the payload.
-    Payload,
-    /// Receiving the replication stream.
-    Streaming,
-    /// Nothing more is expected: after a terminal event, or after the payload where only that was wanted.
-    Ended,
-}
-
-impl fmt::Display for Stage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Handshake { request } => write!(f, "waiting for the reply to {request}"),
-            Self::PayloadHeader => f.write_str("waiting for the payload to begin"),
-            Self::Payload => f.write_str("receiving the payload"),
-            Self::Streaming => f.write_str("receiving the replication stream"),
-            Self::Ended => f.write_str("at the end"),
-        }
-    }
-}
-
-/// A request of the handshake, in the order in which they are made.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Request {
-    /// `PING`.
-    Ping,
-    /// `AUTH`.
-    Auth,
-    /// `REPLCONF listening-port`.
-    ListeningPort,
-    /// `REPLCONF ip-address`.
-    IpAddress,
-    /// `REPLCONF capa eof capa psync2`.
-    Capa,
-    /// `REPLCONF version`.
-    Version,
-    /// `REPLCONF rdb-filter-only`.
-    RdbFilterOnly,
-    /// `REPLCONF rdb-only`.
-    RdbOnly,
-    /// `PSYNC`.
-    Psync,
-}
-
-impl Request {
-    /// The command's name.
-    pub fn command(self) -> &'static str {
-        match self {
-            Self::Ping => "PING",
-            Self::Auth => "AUTH",
-            Self::Psync => "PSYNC",
-            _ => "REPLCONF",
-        }
-    }
-
-    /// The option's name, or the command's.
-    pub fn option(self) -> &'static str {
-        match self {
-            Self::ListeningPort => "listening-port",
-            Self::IpAddress => "ip-address",
-            Self::Capa => "capa",
-            Self::Version => "version",
-            Self::RdbFilterOnly => "rdb-filter-only",
-            Self::RdbOnly => "rdb-only",
-            Self::Ping | Self::Auth | Self::Psync => self.command(),
-        }
-    }
-
-    fn next(self) -> Self {
-        match self {
-            Self::Ping => Self::Auth,
-            Self::Auth => Self::ListeningPort,
-            Self::ListeningPort => Self::IpAddress,
-            Self::IpAddress => Self::Capa,
-            Self::Capa => Self::Version,
-            Self::Version => Self::RdbFilterOnly,
-            Self::RdbFilterOnly => Self::RdbOnly,
-            Self::RdbOnly | Self::Psync => Self::Psync,
-        }
-    }
-
-    /// How it is spelled, or nothing where the options do not call for it.
-    fn spelled(self, options: &ReplicaOptions) -> Option<Bytes> {
-        let replconf =
-            |value: &str| command(&[b"REPLCONF", self.option().as_bytes(), value.as_bytes()]);
-        match self {
-            Self::Ping => Some(command(&[b"PING"])),
-            Self::Auth => options.auth.as_ref().map(|auth| match &auth.user {
-                Some(user) => command(&[b"AUTH", user.as_bytes(), auth.password.as_bytes()]),
-                None => command(&[b"AUTH", auth.password.as_bytes()]),
-            }),
-            Self::ListeningPort => options
-                .listening_port
-                .map(|port| replconf(&port.to_string())),
-            Self::IpAddress => options.announce_ip.as_deref().map(replconf),
-            Self::Capa => Some(command(&[b"REPLCONF", b"capa", b"eof", b"capa", b"psync2"])),
-            Self::Version => options.version.as_deref().map(replconf),
-            Self::RdbFilterOnly => options.rdb_filter_only.map(replconf),
-            Self::RdbOnly => options.rdb_only.then(|| replconf("1")),
-            Self::Psync => Some(match options.psync {
-                PsyncRequest::Full => command(&[b"PSYNC", b"?", b"-1"]),
-                PsyncRequest::Continue { id, after } => command(&[
-                    b"PSYNC",
-                    id.to_string().as_bytes(),
-                    after.next().to_string().as_bytes(),
-                ]),
-            }),
-        }
-    }
-}
-
-impl fmt::Display for Request {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.command())?;
-        if self.command() == "REPLCONF" {
-            write!(f, " {}", self.option())?;
-        }
-        Ok(())
-    }
-}
-
-/// What happened on the link. After [`Refused`](Self::Refused), [`TimedOut`](Self::TimedOut),
-/// [`ProtocolError`](Self::ProtocolError) and [`Closed`](Self::Closed) nothing more happens.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Event {
-    /// The server does not take an option; the handshake goes on. It comes before the next request is sent,
-    /// so a caller who cannot do without the option closes the connection.
-    OptionRefused {
-        /// The option's name; `AUTH` for a server that has no password.
-        option: &'static str,
-        /// The server's words.
-        reply: String,
-    },
-    /// The server does not let us follow.
-    Refused(Refusal),
-    /// The server sends everything: a payload, then the replication stream from `offset + 1`.
-    FullResync {
-        /// The history it belongs to.
-        id: ReplicationId,
-        /// What the payload includes.
-        offset: Offset,
-    },
-    /// The server goes on exactly where we asked.
-    Continued {
-        /// The history from here on; `None` for a bare `+CONTINUE` (2.8, 3.2): the one asked for.
-        id: Option<ReplicationId>,
-    },
-    /// The payload begins.
-    PayloadBegins {
-        /// Its length, bytes; `None` where it ends with a mark.
-        length: Option<u64>,
-    },
-    /// Some of the payload.
-    Payload(Bytes),
-    /// The payload is complete.
-    PayloadEnds {
-        /// Its length, bytes.
-        bytes: u64,
-    },
-    /// Some of the replication stream.
-    Stream(Bytes),
-    /// The server was silent for too long.
-    TimedOut {
-        /// What we were waiting for.
-        stage: Stage,
-        /// For how long, milliseconds.
-        silent_ms: u64,
-    },
-    /// The server says what no server should.
-    ProtocolError {
-        /// Where in the dialogue.
-        stage: Stage,
-        /// What should have come.
-        expected: &'static str,
-        /// What came, cut and escaped.
-        found: String,
-    },
-    /// The server closed the connection.
-    Closed {
-        /// What we were waiting for.
-        stage: Stage,
-    },
-}
-
-/// What the caller is to do next.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Output {
-    /// Send these bytes.
-    Send(Bytes),
-    /// Something happened.
-    Event(Event),
-    /// Nothing until the next input, or until this time: then call [`Replica::time_passed`].
-    Wait {
-        /// [`Ticks`] of the largest number where there is nothing to wait for.
-        until: Ticks,
-    },
 }
 
 /// ```text
