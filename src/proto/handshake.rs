@@ -53,8 +53,17 @@ pub fn command(arguments: &[&[u8]]) -> Bytes {
 /// At most `bytes_max` of what a peer said, printable.
 pub(super) fn printable(bytes: &[u8], bytes_max: usize) -> String {
     let shown = &bytes[..bytes.len().min(bytes_max)];
-    let more = if shown.len() < bytes.len() { "..." } else { "" };
-    format!("{}{more}", shown.escape_ascii())
+    let mut text = String::with_capacity(shown.len() + 3);
+    for &byte in shown {
+        match byte {
+            b'\'' | b'"' => text.push(char::from(byte)),
+            _ => text.extend(byte.escape_ascii().map(char::from)),
+        }
+    }
+    if shown.len() < bytes.len() {
+        text.push_str("...");
+    }
+    text
 }
 
 #[cfg(test)]
@@ -83,5 +92,6 @@ mod tests {
     fn what_a_peer_said_is_cut_and_escaped() {
         assert_eq!(printable(b"HTTP/1.1\r\n\xff", 80), "HTTP/1.1\\r\\n\\xff");
         assert_eq!(printable(b"abcdef", 3), "abc...");
+        assert_eq!(printable(b"it's \"so\"\\", 9), "it's \"so\"");
     }
 }

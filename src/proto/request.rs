@@ -82,6 +82,11 @@ impl RequestReader {
         self.gathered.extend_from_slice(bytes);
     }
 
+    /// Whether more is waiting than one request may have.
+    pub(super) fn is_full(&self) -> bool {
+        self.gathered.len() > REQUEST_BYTES_MAX
+    }
+
     /// The next whole request that is not empty, name first.
     pub(super) fn next(&mut self) -> Result<Option<Vec<Bytes>>, RequestError> {
         loop {

@@ -5,6 +5,7 @@ mod answer;
 mod events;
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use bytes::Bytes;
 
@@ -108,13 +109,22 @@ struct Dialogue {
 ///
 /// It sends no byte of replication stream that it was not given: not even a PING, which would make surviving
 /// replicas of the same history differ without an error (`protocol-facts` 8).
-#[derive(Debug)]
 pub struct Master {
     options: MasterOptions,
     readiness: Readiness,
     reader: RequestReader,
     state: State,
     outputs: VecDeque<MasterOutput>,
+}
+
+/// Without what was received: AUTH is among it.
+impl fmt::Debug for Master {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Master")
+            .field("readiness", &self.readiness)
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Master {
@@ -149,13 +159,7 @@ impl Master {
             return;
         }
         self.reader.push(&bytes);
-        while !matches!(self.state, State::Closed) {
-            match self.reader.next() {
-                Ok(None) => break,
-                Ok(Some(arguments)) => self.request(&arguments),
-                Err(error) => self.protocol_error(error.to_string()),
-            }
-        }
+        self.requests();
         self.time_passed(now);
     }
 
@@ -224,6 +228,7 @@ impl Master {
             length: payload_bytes,
             newline_due: now.plus(NEWLINE_INTERVAL_MS),
         };
+        self.requests();
         Ok(())
     }
 
@@ -301,6 +306,7 @@ impl Master {
             self.send_static(b"+CONTINUE\r\n");
         }
         self.state = State::Streaming { heard: now };
+        self.requests();
         Ok(())
     }
 
@@ -343,7 +349,22 @@ impl Master {
         };
         self.state = State::Handshake(std::mem::take(dialogue));
         self.outputs.push_back(MasterOutput::Send(reply));
+        self.requests();
         Ok(())
+    }
+
+    /// Whatever requests are there; those behind a PSYNC wait for its answer.
+    fn requests(&mut self) {
+        while !matches!(self.state, State::Closed | State::Offered(_)) {
+            match self.reader.next() {
+                Ok(None) => return,
+                Ok(Some(arguments)) => self.request(&arguments),
+                Err(error) => self.protocol_error(error.to_string()),
+            }
+        }
+        if matches!(self.state, State::Offered(_)) && self.reader.is_full() {
+            self.protocol_error("too many requests behind PSYNC".into());
+        }
     }
 
     /// One request, name first.

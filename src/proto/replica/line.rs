@@ -49,6 +49,11 @@ impl LineReader {
         (self.gathered.len() == bytes_max).then(|| Err(std::mem::take(&mut self.gathered)))
     }
 
+    /// How a line that is not complete begins.
+    pub(super) fn first(&self) -> Option<&u8> {
+        self.gathered.first()
+    }
+
     /// What has come of a line that is not complete.
     pub(super) fn pending(&self) -> &[u8] {
         &self.gathered

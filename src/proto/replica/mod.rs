@@ -8,6 +8,7 @@ mod refusal;
 mod request;
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use bytes::Bytes;
 
@@ -26,6 +27,9 @@ pub use request::Request;
 /// How often an acknowledgement goes out when nothing moves, milliseconds: as real replicas do
 /// (`protocol-facts` 1.6, 3.3).
 pub const ACK_INTERVAL_MS: u64 = 1000;
+
+/// How a payload is announced.
+const HEADER: &str = "$<length> or $EOF:<mark of forty bytes>";
 
 /// What to say in the handshake and how long to wait.
 #[derive(Clone, Debug)]
@@ -78,7 +82,6 @@ enum State {
 /// until it says [`Output::Wait`], before the next input.**
 ///
 /// After the reply to PSYNC nothing but acknowledgements is ever sent (`protocol-facts` 1.7).
-#[derive(Debug)]
 pub struct Replica {
     options: ReplicaOptions,
     state: State,
@@ -87,6 +90,18 @@ pub struct Replica {
     heard: Ticks,
     ack: Offset,
     fack: Option<Offset>,
+}
+
+/// Without what is to be sent: AUTH is among it.
+impl fmt::Debug for Replica {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replica")
+            .field("state", &self.state)
+            .field("heard", &self.heard)
+            .field("ack", &self.ack)
+            .field("fack", &self.fack)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Replica {
@@ -219,9 +234,7 @@ impl Replica {
         let line = match line {
             Ok(line) if matches!(line.first(), Some(b'+' | b'-')) => line,
             Ok(other) | Err(other) => {
-                return self.end(Event::Refused(Refusal::NotRedis {
-                    head: printable(&other, HEAD_BYTES_MAX),
-                }));
+                return self.end(Event::Refused(Refusal::from_garbage(&other)));
             }
         };
         if request == Request::Psync {
@@ -313,10 +326,9 @@ impl Replica {
 
     /// `$<length>` or `$EOF:<mark>`.
     fn header(&mut self, offset: Offset, line: Result<Vec<u8>, Vec<u8>>) {
-        const EXPECTED: &str = "$<length> or $EOF:<mark of forty bytes>";
         let line = match line {
             Ok(line) => line,
-            Err(line) => return self.unexpected(EXPECTED, &line),
+            Err(line) => return self.unexpected(HEADER, &line),
         };
         if line.first() == Some(&b'-') {
             return self.end_refused(Request::Psync, &line);
@@ -326,10 +338,10 @@ impl Replica {
             .map(<[u8; MARK_BYTES]>::try_from);
         let (payload, length) = match mark {
             Some(Ok(mark)) => (Payload::until_mark(mark), None),
-            Some(Err(_)) => return self.unexpected(EXPECTED, &line),
+            Some(Err(_)) => return self.unexpected(HEADER, &line),
             None => {
                 let Some(length) = payload_length(&line) else {
-                    return self.unexpected(EXPECTED, &line);
+                    return self.unexpected(HEADER, &line);
                 };
                 (Payload::of_length(length), Some(length))
             }
@@ -404,15 +416,14 @@ impl Replica {
 
     /// What a peer said that never came to a line end and looks like nothing a server says.
     fn garbage(&self) -> Option<Event> {
-        let State::Handshake { line, .. } = &self.state else {
-            return None;
-        };
-        let head = line.pending();
-        match head.first() {
-            None | Some(b'+' | b'-') => None,
-            Some(_) => Some(Event::Refused(Refusal::NotRedis {
-                head: printable(head, HEAD_BYTES_MAX),
-            })),
+        match &self.state {
+            State::Handshake { line, .. } if !matches!(line.first(), None | Some(b'+' | b'-')) => {
+                Some(Event::Refused(Refusal::from_garbage(line.pending())))
+            }
+            State::Header { line, .. } if !matches!(line.first(), None | Some(b'$' | b'-')) => {
+                Some(self.protocol_error(HEADER, line.pending()))
+            }
+            _ => None,
         }
     }
 
@@ -456,11 +467,15 @@ impl Replica {
     }
 
     fn unexpected(&mut self, expected: &'static str, found: &[u8]) {
-        self.end(Event::ProtocolError {
+        self.end(self.protocol_error(expected, found));
+    }
+
+    fn protocol_error(&self, expected: &'static str, found: &[u8]) -> Event {
+        Event::ProtocolError {
             stage: self.stage(),
             expected,
             found: printable(found, HEAD_BYTES_MAX),
-        });
+        }
     }
 }
 

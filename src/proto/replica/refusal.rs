@@ -48,6 +48,9 @@ pub enum Refusal {
         /// Its first words.
         head: String,
     },
+    /// What answers speaks TLS.
+    #[error("the server speaks TLS on this port, connect with TLS")]
+    WantsTls,
     /// `-BUSY`: a script runs.
     #[error("the server is busy with a script")]
     Busy,
@@ -81,8 +84,20 @@ impl Refusal {
             | Self::NoPermission { .. }
             | Self::PsyncUnsupported(_)
             | Self::NotRedis { .. }
+            | Self::WantsTls
             | Self::ProtectedMode
             | Self::Other { .. } => false,
+        }
+    }
+
+    /// Understands first words that are no reply at all.
+    pub(super) fn from_garbage(head: &[u8]) -> Self {
+        match head {
+            // The record of a TLS alert, the answer to a request in the clear.
+            [0x15, 0x03, ..] => Self::WantsTls,
+            _ => Self::NotRedis {
+                head: printable(head, HEAD_BYTES_MAX),
+            },
         }
     }
 
