@@ -92,6 +92,6 @@ mod tests {
     fn what_a_peer_said_is_cut_and_escaped() {
         assert_eq!(printable(b"HTTP/1.1\r\n\xff", 80), "HTTP/1.1\\r\\n\\xff");
         assert_eq!(printable(b"abcdef", 3), "abc...");
-        assert_eq!(printable(b"it's \"so\"\\", 9), "it's \"so\"");
+        assert_eq!(printable(b"it's \"so\"\\", 80), "it's \"so\"\\\\");
     }
 }

@@ -14,3 +14,6 @@ pub mod master;
 pub mod replica;
 pub mod request;
 pub mod resp;
+
+#[cfg(test)]
+mod face_to_face;

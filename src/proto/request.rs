@@ -159,3 +159,52 @@ impl RequestReader {
         whole
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::handshake::command;
+    use super::*;
+
+    #[test]
+    fn arguments_are_slices_of_the_command() {
+        let whole = command(&[b"SET", b"", b"a\r\nb"]);
+        let found = arguments(&whole).unwrap();
+        assert_eq!(found, ["SET", "", "a\r\nb"]);
+        assert!(whole.as_ptr_range().contains(&found[2].as_ptr()));
+        assert_eq!(arguments(&Bytes::from_static(b"*0\r\n")), Some(vec![]));
+        assert_eq!(arguments(&Bytes::from_static(b"*-7\r\n")), Some(vec![]));
+    }
+
+    #[test]
+    fn only_one_whole_command_has_arguments() {
+        for bytes in [
+            "",
+            "PING\r\n",
+            "*1\r\n$4\r\nPIN",
+            "*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nPING\r\n",
+            "*1\r\n:4\r\n",
+            "+OK\r\n",
+        ] {
+            assert_eq!(arguments(&Bytes::from(bytes)), None, "{bytes:?}");
+        }
+        let deep = Bytes::from("*1\r\n".repeat(100_000));
+        assert_eq!(arguments(&deep), None, "and the stack survives");
+    }
+
+    #[test]
+    fn requests_come_out_whatever_the_pieces() {
+        let bytes = b"PING\r\n\n*2\r\n$4\r\nAUTH\r\n$3\r\na\nb\r\n*0\r\n  SYNC  now\n";
+        for size in 1..=bytes.len() {
+            let mut reader = RequestReader::default();
+            let mut requests = Vec::new();
+            for piece in bytes.chunks(size) {
+                reader.push(piece);
+                while let Some(request) = reader.next().unwrap() {
+                    requests.push(request);
+                }
+            }
+            let expected: [&[&str]; 3] = [&["PING"], &["AUTH", "a\nb"], &["SYNC", "now"]];
+            assert_eq!(requests, expected, "in pieces of {size}");
+        }
+    }
+}

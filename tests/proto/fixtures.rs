@@ -43,7 +43,7 @@ impl Random {
             Ok(seed) => seed.parse().unwrap(),
             Err(_) => RandomState::new().hash_one(0),
         };
-        println!("SEED={seed}");
+        eprintln!("SEED={seed}");
         Self(seed)
     }
 

@@ -453,3 +453,6 @@ fn too_long(announced: u64, sent: u64, bytes: &Bytes) -> Misuse {
         given: bytes.len() as u64,
     }
 }
+
+#[cfg(test)]
+mod tests;
