@@ -196,7 +196,7 @@ impl Counts {
                 self.fed[2] += fed.others;
                 assert_eq!(fed.getack, getack);
                 assert_eq!(fed.boundary.unwrap_or(boundary), cursor.boundary());
-                assert_eq!(self.kinds.iter().sum::<u64>(), self.fed.iter().sum());
+                assert_eq!(self.kinds.iter().sum::<u64>(), self.fed.iter().sum::<u64>());
             }
             Err(malformed) => self.error = Some(malformed.to_string()),
         }
