@@ -13,7 +13,8 @@ help: ## This list.
 .PHONY: check
 check: ## Formatting and lints.
 	cargo fmt --check
-	cargo clippy --all-targets -- -D warnings
+	cargo clippy --all-targets --features faulty -- -D warnings
+	cargo clippy -- -D warnings
 	@if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh .ci/run; \
 	else echo "SKIPPED: shellcheck is not installed (apt-get install shellcheck)"; fi
 
@@ -46,5 +47,5 @@ fuzz: ## Each fuzz target for FUZZ_SECONDS (20).
 
 .PHONY: fixtures
 fixtures: ## Rewrites the expected results beside the fixtures; review the difference.
-	UPDATE_FIXTURES=1 cargo test --lib
+	UPDATE_FIXTURES=1 cargo test --lib --test proto --features faulty
 	git diff --stat

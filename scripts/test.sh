@@ -7,17 +7,17 @@ suite=${1:?unit or e2e}
 
 run() {
 	if cargo nextest --version >/dev/null 2>&1; then
-		cargo nextest run ${CI:+--profile ci} "$@"
+		cargo nextest run ${CI:+--profile ci} --features faulty "$@"
 	else
 		echo "cargo-nextest is not installed (cargo install --locked cargo-nextest): using cargo test" >&2
-		cargo test "$@"
+		cargo test --features faulty "$@"
 	fi
 }
 
 case $suite in
 unit)
-	run --lib --bins
-	cargo test --quiet --doc
+	run --lib --bins --test proto
+	cargo test --quiet --doc --features faulty
 	;;
 e2e)
 	skips=$PWD/target/skipped-tests.txt

@@ -355,7 +355,10 @@ mod tests {
         }
     }
 
-    fn spans(plan: &Plan) -> Vec<(u32, u64, u64, Vec<(u64, u64)>)> {
+    /// (timeline, after, to, (first, last) of its segments)
+    type Spans = Vec<(u32, u64, u64, Vec<(u64, u64)>)>;
+
+    fn spans(plan: &Plan) -> Spans {
         plan.legs
             .iter()
             .map(|leg| {

@@ -337,16 +337,23 @@ impl Catalog {
         merge_runs(windows.into_iter())
     }
 
-    /// Holes of a timeline: after something restorable, up to where something restorable begins again.
+    /// Holes of a timeline: behind something restorable, up to where something restorable begins again; behind
+    /// the last, up to where bytes are stored that nothing leads to.
     pub fn gaps(&self, seq: TimelineSeq) -> Vec<Gap> {
         let windows = self.windows(seq);
-        windows
-            .windows(2)
-            .map(|pair| Gap {
-                after: pair[0].last,
-                resumes_at: pair[1].after,
-            })
-            .collect()
+        let between = windows.windows(2).map(|pair| Gap {
+            after: pair[0].last,
+            resumes_at: pair[1].after,
+        });
+        let end = windows.last().map(|window| window.last);
+        let stranded = self.timelines.get(&seq).and_then(|timeline| {
+            let mut starts = timeline.runs.iter().map(|run| run.after);
+            starts.find(|after| Some(*after) > end)
+        });
+        let last = end
+            .zip(stranded)
+            .map(|(after, resumes_at)| Gap { after, resumes_at });
+        between.chain(last).collect()
     }
 
     /// Why this timeline is never chosen by a seed, or `None`. A timeline that continues a suspect one is
@@ -578,10 +585,11 @@ mod tests {
         assert_eq!(catalog.head(), Some(at(1, 150)), "151 is missing");
         assert!(catalog.is_restorable(at(1, 40)) && catalog.is_restorable(at(1, 150)));
         assert!(!catalog.is_restorable(at(1, 39)) && !catalog.is_restorable(at(1, 151)));
-        assert!(
-            catalog.gaps(TimelineSeq::new(1)).is_empty(),
-            "nothing restorable lies behind the hole"
-        );
+        let stranded = Gap {
+            after: Offset::new(150),
+            resumes_at: Offset::new(151),
+        };
+        assert_eq!(catalog.gaps(TimelineSeq::new(1)), [stranded]);
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub struct ArchiveArguments {
     pub archive: String,
 
     /// Print JSON with stable field names
-    #[arg(long)]
+    #[arg(long, env = "PERENNIAL_JSON")]
     pub json: bool,
 }
 
@@ -77,7 +77,12 @@ pub struct AcceptArguments {
     pub timeline: Option<u32>,
 
     /// Why, for whoever reads the archive later
-    #[arg(long, default_value = "accepted by hand", value_name = "TEXT")]
+    #[arg(
+        long,
+        env = "PERENNIAL_REASON",
+        default_value = "accepted by hand",
+        value_name = "TEXT"
+    )]
     pub reason: String,
 }
 
@@ -93,27 +98,32 @@ pub struct RestoreArguments {
     pub archive: String,
 
     /// The folder to restore to; created if it is not there, refused if it holds data
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, env = "PERENNIAL_TO", value_name = "DIR")]
     pub to: PathBuf,
 
     /// Which moment: latest, timeline:SEQ (its end), or offset:N (on the head's timeline; or offset:N@SEQ)
-    #[arg(long, default_value = "latest", value_name = "WHEN")]
+    #[arg(
+        long,
+        env = "PERENNIAL_AT",
+        default_value = "latest",
+        value_name = "WHEN"
+    )]
     pub at: String,
 
     /// Print what would be read, and restore nothing
-    #[arg(long)]
+    #[arg(long, env = "PERENNIAL_DRY_RUN")]
     pub dry_run: bool,
 
     /// Print the plan or the outcome as JSON
-    #[arg(long)]
+    #[arg(long, env = "PERENNIAL_JSON")]
     pub json: bool,
 
     /// Restore into a folder that holds data: what is there is renamed, not deleted
-    #[arg(long)]
+    #[arg(long, env = "PERENNIAL_FORCE")]
     pub force: bool,
 
     /// Succeed when there is no archive or nothing in it
-    #[arg(long)]
+    #[arg(long, env = "PERENNIAL_IF_ARCHIVE_EXISTS")]
     pub if_archive_exists: bool,
 }
 

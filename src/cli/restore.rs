@@ -1,7 +1,9 @@
 //! `perennial restore`: a moment of the archive to files.
 
 use std::io::{IsTerminal, Write};
+use std::str::FromStr;
 
+use anyhow::bail;
 use serde_json::json;
 
 use super::flags::RestoreArguments;
@@ -17,13 +19,17 @@ use crate::store::{Store, StoreErrorKind};
 /// # Errors
 /// What failed, on what; exit code 3 where there is nothing to restore.
 pub async fn run(arguments: RestoreArguments) -> anyhow::Result<()> {
+    let at: When = arguments
+        .at
+        .parse()
+        .map_err(|message| Exit { message, code: 2 })?;
     let store = open_store(&arguments.archive)?;
     let loaded = match catalog::load(&*store, &[]).await {
         Ok(loaded) => loaded,
         Err(error) if is_missing(&error) => return nothing(&arguments, error.to_string()),
         Err(error) => return Err(error.into()),
     };
-    let planned = match plan_for(&arguments.at, loaded, &*store).await? {
+    let planned = match plan_for(at, loaded, &*store).await? {
         (Ok(planned), loaded) => (planned, loaded),
         (Err(error @ (PlanError::Empty | PlanError::OnlySuspects)), _) => {
             return nothing(&arguments, format!("{}: {error}", store.address()));
@@ -94,44 +100,70 @@ fn nothing(arguments: &RestoreArguments, message: String) -> anyhow::Result<()> 
     .into())
 }
 
-/// Reads `--at`, looks into the end of the timeline it names, and plans.
+/// Looks into the end of the timeline that is asked for, and plans.
 async fn plan_for(
-    at: &str,
+    at: When,
     mut loaded: Loaded,
     store: &dyn Store,
 ) -> anyhow::Result<(Result<Plan, PlanError>, Loaded)> {
-    let target = target(at, &loaded).map_err(|message| Exit { message, code: 2 })?;
+    let head = loaded.catalog.head().map(|head| head.timeline);
+    let target = match at {
+        When::Latest => Target::Latest,
+        When::Timeline(seq) => Target::Timeline(seq),
+        When::Offset(offset, timeline) => match timeline.or(head) {
+            Some(timeline) => Target::Offset(Position { timeline, offset }),
+            // An archive without a head is empty: planned as such.
+            None => Target::Latest,
+        },
+    };
     if let Target::Timeline(seq) = target {
         loaded.resolve(store, seq).await?;
+    }
+    let end_of = match target {
+        Target::Latest => loaded.catalog.head().map(|head| head.timeline),
+        Target::Timeline(seq) => Some(seq),
+        Target::Offset(_) => None,
+    };
+    if let Some(damaged) = end_of.and_then(|seq| loaded.damaged(seq)) {
+        bail!("{damaged}; or restore what lies before it with --at offset:N");
     }
     Ok((plan(&loaded.catalog, target), loaded))
 }
 
-fn target(at: &str, loaded: &Loaded) -> Result<Target, String> {
-    let unreadable = || {
-        format!(
-            "--at {at}: write latest, timeline:SEQ, offset:N or offset:N@SEQ; `perennial ls` shows what there is"
-        )
-    };
-    let seq = |text: &str| text.parse().map(TimelineSeq::new).map_err(|_| unreadable());
-    if at == "latest" {
-        return Ok(Target::Latest);
+/// `--at`, as typed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum When {
+    Latest,
+    Timeline(TimelineSeq),
+    Offset(Offset, Option<TimelineSeq>),
+}
+
+impl FromStr for When {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let unreadable = || {
+            format!(
+                "--at {text}: write latest, timeline:SEQ, offset:N or offset:N@SEQ; `perennial ls` shows what there is"
+            )
+        };
+        let seq = |text: &str| text.parse().map(TimelineSeq::new).map_err(|_| unreadable());
+        if text == "latest" {
+            return Ok(Self::Latest);
+        }
+        if let Some(number) = text.strip_prefix("timeline:") {
+            return Ok(Self::Timeline(seq(number)?));
+        }
+        let position = text.strip_prefix("offset:").ok_or_else(unreadable)?;
+        let (offset, timeline) = match position.split_once('@') {
+            Some((offset, timeline)) => (offset, Some(seq(timeline)?)),
+            None => (position, None),
+        };
+        Ok(Self::Offset(
+            offset.parse().map(Offset::new).map_err(|_| unreadable())?,
+            timeline,
+        ))
     }
-    if let Some(number) = at.strip_prefix("timeline:") {
-        return Ok(Target::Timeline(seq(number)?));
-    }
-    let Some(text) = at.strip_prefix("offset:") else {
-        return Err(unreadable());
-    };
-    let (offset, timeline) = match text.split_once('@') {
-        Some((offset, timeline)) => (offset, Some(seq(timeline)?)),
-        None => (text, loaded.catalog.head().map(|head| head.timeline)),
-    };
-    let offset = offset.parse().map(Offset::new).map_err(|_| unreadable())?;
-    // An archive without a head is empty: planned as such.
-    Ok(timeline.map_or(Target::Latest, |timeline| {
-        Target::Offset(Position { timeline, offset })
-    }))
 }
 
 fn print_plan(plan: &Plan, json: bool) {
@@ -196,6 +228,36 @@ impl Progress {
     fn end(&self) {
         if self.terminal && self.shown > 0 {
             let _ = writeln!(std::io::stderr());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_read_as_written() {
+        let seq = TimelineSeq::new(3);
+        assert_eq!("latest".parse(), Ok(When::Latest));
+        assert_eq!("timeline:3".parse(), Ok(When::Timeline(seq)));
+        assert_eq!("offset:17".parse(), Ok(When::Offset(Offset::new(17), None)));
+        assert_eq!(
+            "offset:17@3".parse(),
+            Ok(When::Offset(Offset::new(17), Some(seq)))
+        );
+        for text in [
+            "teatime",
+            "offset:",
+            "offset:x",
+            "offset:1@",
+            "timeline:",
+            "",
+        ] {
+            assert!(
+                text.parse::<When>().unwrap_err().contains("timeline:SEQ"),
+                "{text}"
+            );
         }
     }
 }

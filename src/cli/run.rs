@@ -136,6 +136,23 @@ enum Round {
     AfterSeed(SeedError),
 }
 
+/// What a look came to.
+enum Looked {
+    /// The server or the archive cannot be looked at.
+    Nothing(Said),
+    /// The link that broke can be resumed.
+    Resume,
+    /// This.
+    Decided(Box<Decided>),
+}
+
+struct Decided {
+    action: Action,
+    loaded: Loaded,
+    server: Server,
+    control: Control,
+}
+
 /// What is said before waiting.
 struct Said {
     text: String,
@@ -205,36 +222,47 @@ struct Runner {
 }
 
 impl Runner {
-    /// One look and what follows from it.
+    /// One look and what follows from it. Looking ends at once when told to stop; following ends in its own
+    /// way; a seed that is cut short leaves a replica that takes no writes, and is done again next time.
     async fn round(&mut self, stop: &mut watch::Receiver<bool>) -> anyhow::Result<Round> {
+        let mut stopped = stop.clone();
+        let looked = tokio::select! {
+            looked = self.look() => looked?,
+            _ = stopped.wait_for(|stop| *stop) => return Ok(Round::Again),
+        };
+        match looked {
+            Looked::Nothing(said) => Ok(Round::Later(said)),
+            Looked::Resume => {
+                let end = self.follower.resume(stop).await;
+                Ok(self.after_follow(&end))
+            }
+            Looked::Decided(decided) => self.act(*decided, stop).await,
+        }
+    }
+
+    async fn look(&mut self) -> anyhow::Result<Looked> {
+        let nothing = |text: String| Ok(Looked::Nothing(Said::new(text)));
         let mut control = match Control::connect(&self.options.redis).await {
             Ok(control) => control,
-            Err(error) => return Ok(Round::Later(Said::new(error.to_string()))),
+            Err(error) => return nothing(error.to_string()),
         };
         let info = match control.info().await {
             Ok(info) => info,
-            Err(error) => return Ok(Round::Later(Said::new(error.to_string()))),
+            Err(error) => return nothing(error.to_string()),
         };
         if info.is_loading() {
-            return Ok(Round::Later(Said::new(format!(
-                "{} is loading its data",
-                self.options.redis
-            ))));
+            return nothing(format!("{} is loading its data", self.options.redis));
         }
         let local_ip = control.local_ip();
         let server = match info.server(|host, port| self.seeder.is_us(host, port, local_ip)) {
             Ok(server) => server,
-            Err(error) => return Ok(Round::Later(Said::slow(error.to_string()))),
+            Err(error) => return Ok(Looked::Nothing(Said::slow(error.to_string()))),
         };
         self.follower.know_server(&info);
         if self.follower.can_resume(&server) {
-            let end = self.follower.resume(stop).await;
-            return Ok(self.after_follow(&end));
+            return Ok(Looked::Resume);
         }
-        tokio::select! {
-            () = self.follower.settle() => {}
-            _ = stop.wait_for(|stop| *stop) => return Ok(Round::Later(Said::new("stopping".into()))),
-        }
+        self.follower.settle().await;
         let ids: Vec<_> = server
             .previous
             .iter()
@@ -244,7 +272,7 @@ impl Runner {
         let loaded = match catalog::load(&*self.store, &ids).await {
             Ok(loaded) => loaded,
             Err(error @ CatalogError::Store(_)) => {
-                return Ok(Round::Later(Said::slow(format!(
+                return Ok(Looked::Nothing(Said::slow(format!(
                     "not ready: the archive cannot be read, so nothing is followed or seeded: {error}"
                 ))));
             }
@@ -253,24 +281,32 @@ impl Runner {
         let looked = look(&server, &loaded.catalog, self.clock.unix());
         let action = before_sync(&looked, self.options.seed);
         tracing::debug!(?looked, ?action, "decided");
-        self.act(action, &loaded, &server, &mut control, stop).await
+        Ok(Looked::Decided(Box::new(Decided {
+            action,
+            loaded,
+            server,
+            control,
+        })))
     }
 
     async fn act(
         &mut self,
-        action: Action,
-        loaded: &Loaded,
-        server: &Server,
-        control: &mut Control,
+        decided: Decided,
         stop: &mut watch::Receiver<bool>,
     ) -> anyhow::Result<Round> {
+        let Decided {
+            action,
+            loaded,
+            server,
+            mut control,
+        } = decided;
         match action {
             Action::Follow(follow) => {
                 let (seeder, local_ip) = (&self.seeder, control.local_ip());
                 let is_us = |host: &str, port: u16| seeder.is_us(host, port, local_ip);
                 let end = self
                     .follower
-                    .follow(&follow, loaded, server, control, is_us, stop)
+                    .follow(&follow, &loaded, &server, &mut control, is_us, stop)
                     .await;
                 Ok(self.after_follow(&end))
             }
@@ -289,11 +325,16 @@ impl Runner {
                     Err(error) => Round::Later(Said::slow(error.to_string())),
                 })
             }
-            Action::Seed => self.seed(loaded, server, control, Approach::TakeOver).await,
-            Action::SeedReplica => self.seed(loaded, server, control, Approach::Waits).await,
-            Action::ContinueReplica(offer) => {
-                let approach = Approach::Continues(offer.position, offer.id);
-                self.seed(loaded, server, control, approach).await
+            Action::Seed | Action::SeedReplica | Action::ContinueReplica(_) => {
+                let approach = match action {
+                    Action::ContinueReplica(offer) => Approach::Continues(offer.position, offer.id),
+                    Action::Seed => Approach::TakeOver,
+                    _ => Approach::Waits,
+                };
+                tokio::select! {
+                    round = self.seed(&loaded, &server, &mut control, approach) => round,
+                    _ = stop.wait_for(|stop| *stop) => Ok(Round::Again),
+                }
             }
         }
     }
@@ -337,6 +378,9 @@ impl Runner {
                 ))));
             }
         };
+        if let Some(damaged) = loaded.damaged(planned.target.timeline) {
+            return Ok(Round::Later(Said::slow(format!("not ready: not seeding from a shorter history: {damaged}"))));
+        }
         tracing::info!("seeding {}: {}", self.options.redis, summary(&planned));
         let (seeder, local_ip) = (&self.seeder, control.local_ip());
         let (policy, now) = (self.options.seed, self.clock.unix());

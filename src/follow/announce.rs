@@ -1,6 +1,6 @@
-//! The port we announce to the master: it answers everything with an error. `FAILOVER` without `TO` then
-//! aborts cleanly instead of leaving the master read-only, and Sentinel never promotes us
-//! (`protocol-facts` 8).
+//! The port we announce to the master: alive, and nobody's master. `FAILOVER` without `TO` picks us, is refused
+//! at PSYNC and aborts cleanly instead of leaving the master read-only. (Refused at PING already, redis 7.0
+//! tries for ever: measured.) INFO is refused too, so Sentinel never promotes us.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -14,12 +14,14 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use crate::clock::Clock;
-use crate::proto::master::{Master, MasterOptions, MasterOutput, Readiness};
+use crate::proto::master::{Master, MasterEvent, MasterOptions, MasterOutput, Readiness};
 
 /// Connections answered at the same time; more wait.
 const CONNECTIONS_MAX: usize = 32;
 /// The longest a connection may go on, milliseconds.
 const CONNECTION_MILLIS_MAX: u64 = 30_000;
+
+const REFUSAL: &str = "Perennial is a backup: it cannot be promoted or replicated from";
 
 /// A listener on the link's own address.
 #[derive(Debug)]
@@ -87,15 +89,17 @@ async fn refuse(mut stream: TcpStream, clock: &dyn Clock) -> io::Result<()> {
         handshake_timeout_ms: CONNECTION_MILLIS_MAX,
         ack_timeout_ms: CONNECTION_MILLIS_MAX,
     };
-    let refusing = Readiness::Refusing(
-        "Perennial is a backup: it cannot be promoted or replicated from".into(),
-    );
-    let mut core = Master::new(options, refusing, clock.ticks());
+    let mut core = Master::new(options, Readiness::Ready, clock.ticks());
     let mut received = BytesMut::with_capacity(1024);
     loop {
         loop {
             match core.poll_output() {
                 MasterOutput::Send(bytes) => stream.write_all(&bytes).await?,
+                MasterOutput::Event(MasterEvent::Psync(_)) => {
+                    if core.refuse(REFUSAL).is_err() {
+                        return Ok(());
+                    }
+                }
                 MasterOutput::Event(_) => {}
                 MasterOutput::Close => return Ok(()),
                 MasterOutput::Wait { .. } => break,

@@ -368,7 +368,7 @@ impl Connection {
             // A replica that should be continued asks for something else: never overwrite what it holds.
             Some(_) => {
                 self.core
-                    .refuse("ERR this replica's position is not the one that was decided on")?;
+                    .refuse("this replica's position is not the one that was decided on")?;
                 self.flush(offering).await?;
                 return Err(Ended::Peer(
                     "the replica asked for another position than it stands at".into(),

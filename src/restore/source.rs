@@ -35,7 +35,7 @@ pub enum SourceError {
         /// The object.
         name: ObjectName,
         /// What is wrong.
-        error: SegmentError,
+        error: Box<SegmentError>,
     },
     /// A snapshot is damaged.
     #[error("{name}: {error}")]
@@ -43,7 +43,7 @@ pub enum SourceError {
         /// The object.
         name: ObjectName,
         /// What is wrong.
-        error: SnapshotReadError,
+        error: Box<SnapshotReadError>,
     },
     /// A snapshot's end block is not where it should be.
     #[error("{name} has no end block: the object is cut short or damaged")]
@@ -141,7 +141,7 @@ pub fn payload(store: Arc<dyn Store>, archive: ArchiveId, plan: &Plan) -> Checke
     Checked::spawn(move |sender| async move {
         let damaged = |error| SourceError::Snapshot {
             name: name.clone(),
-            error,
+            error: Box::new(error),
         };
         let object = Object::parse(name.as_str()).ok_or_else(|| SourceError::WrongKind {
             name: name.clone(),
@@ -221,7 +221,7 @@ async fn read_leg(
         let name = &segment.name;
         let damaged = |error| SourceError::Segment {
             name: name.clone(),
-            error,
+            error: Box::new(error),
         };
         if segment.span.first > reached.next() {
             return Err(SourceError::Hole {

@@ -98,6 +98,7 @@ pub async fn restore(
     force: bool,
     mut report: impl FnMut(u64),
 ) -> Result<Restored, ToDirError> {
+    let _created = RemoveIfEmpty(missing(directory));
     std::fs::create_dir_all(directory).map_err(io_error("create folder", directory))?;
     let aside = refuse_data(directory, force)?;
     let staging = directory.join(format!(".perennial-restore-{}", std::process::id()));
@@ -217,6 +218,30 @@ fn move_aside(directory: &Path, names: &[&str]) -> Result<(), ToDirError> {
 fn sync_directory(path: &Path) -> Result<(), ToDirError> {
     let synced = std::fs::File::open(path).and_then(|directory| directory.sync_all());
     synced.map_err(io_error("sync folder", path))
+}
+
+/// The folders that have to be made, the innermost first.
+fn missing(directory: &Path) -> Vec<PathBuf> {
+    let ancestors = directory
+        .ancestors()
+        .take_while(|path| !path.as_os_str().is_empty());
+    ancestors
+        .take_while(|path| path.symlink_metadata().is_err())
+        .map(Path::to_owned)
+        .collect()
+}
+
+/// Folders that were made for a restore go again if it leaves nothing in them.
+struct RemoveIfEmpty(Vec<PathBuf>);
+
+impl Drop for RemoveIfEmpty {
+    fn drop(&mut self) {
+        for directory in &self.0 {
+            if std::fs::remove_dir(directory).is_err() {
+                return;
+            }
+        }
+    }
 }
 
 struct RemoveOnDrop(PathBuf);

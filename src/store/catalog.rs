@@ -70,9 +70,31 @@ pub struct Loaded {
     /// The tree of timelines.
     pub catalog: Catalog,
     boundaries: BTreeMap<TimelineSeq, Boundary>,
+    damaged: Vec<Damaged>,
+}
+
+/// A segment at the end of a timeline that cannot be trusted.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "the end of timeline {timeline} is damaged: {name}: {why}; put an undamaged copy in its place, or take the \
+     object away to go on without it"
+)]
+pub struct Damaged {
+    /// The timeline's number.
+    pub timeline: TimelineSeq,
+    /// The object.
+    pub name: ObjectName,
+    /// What is wrong.
+    pub why: String,
 }
 
 impl Loaded {
+    /// What is damaged at the end of a timeline. Following goes on from before it, because the master may
+    /// still have those bytes; whoever restores must not take the shorter history for the whole.
+    pub fn damaged(&self, seq: TimelineSeq) -> Option<&Damaged> {
+        self.damaged.iter().find(|damaged| damaged.timeline == seq)
+    }
+
     /// A position as a boundary: with the database selected there, where it is known.
     pub fn boundary(&self, position: Position) -> Boundary {
         let known = self.boundaries.get(&position.timeline);
@@ -124,8 +146,8 @@ impl Loaded {
                 }
             }
             if let Some((name, why)) = damaged {
-                tracing::error!(object = %name, "damaged segment at the end of a timeline left out: {why}");
-                self.catalog.leave_out(&name, why);
+                self.catalog.leave_out(&name, why.clone());
+                self.damaged.push(Damaged { timeline: seq, name, why });
                 continue;
             }
             let boundary = found.unwrap_or(Boundary {
@@ -199,6 +221,7 @@ pub async fn load(store: &dyn Store, ids: &[ReplicationId]) -> Result<Loaded, Ca
     let mut loaded = Loaded {
         catalog,
         boundaries: BTreeMap::new(),
+        damaged: Vec::new(),
     };
     let wanted: Vec<TimelineSeq> = {
         let catalog = &loaded.catalog;

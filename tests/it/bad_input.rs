@@ -197,7 +197,7 @@ fn small_archive() -> Option<Archive> {
     let server = REDIS_7_0.start(&[])?;
     let archive = Archive::new();
     let _perennial = Perennial::follow(&server, &archive, &[]);
-    for round in 0..2 {
+    for round in 0..3 {
         write_everything(&mut server.client(), round);
         server.client().wait_until_stored(DEADLINE);
     }

@@ -2,16 +2,26 @@
 
 use crate::harness::workload::write_everything;
 use crate::harness::{
-    Archive, BornAsReplica, DEADLINE, Digest, Load, Perennial, REDIS_7_0, Server, Writers,
-    assert_same, until,
+    Archive, BornAsReplica, Client, DEADLINE, Digest, Load, Perennial, REDIS_7_0, Server, Value,
+    Writers, assert_same, until,
 };
+
+/// SAVE, once no other child is at work.
+#[track_caller]
+fn save(client: &mut Client) {
+    until("SAVE is let through", DEADLINE, || {
+        client
+            .command(&["SAVE"])
+            .is_ok_and(|answer| !matches!(answer, Value::Error(_)))
+    });
+}
 
 /// Early data, a SAVE, later data that are stored, and `kill -9`. Returns what must be there afterwards.
 #[track_caller]
 fn save_write_on_and_die(server: &mut Server) -> Digest {
     let mut client = server.client();
     write_everything(&mut client, 0);
-    client.line("SAVE");
+    save(&mut client);
     write_everything(&mut client, 1);
     client.line("SET late 1");
     client.wait_until_stored(DEADLINE);
@@ -28,7 +38,7 @@ fn until_the_late_write_is_back(server: &Server) {
         server.is_master()
             && client
                 .command(&["GET", "late"])
-                .is_ok_and(|value| value == crate::harness::Value::Bulk(b"1".to_vec()))
+                .is_ok_and(|value| value == Value::Bulk(b"1".to_vec()))
     });
 }
 
@@ -98,7 +108,7 @@ fn born_as_a_replica_a_stale_server_catches_up_under_busy_clients() {
     let server = &mut born.server;
     let writers = Writers::start(&server.address(), Load::default());
     writers.until_confirmed_more(50);
-    server.client().line("SAVE");
+    save(&mut server.client());
     for generation in 2..=3 {
         writers.until_confirmed_more(100);
         server.kill();
