@@ -379,7 +379,9 @@ impl Runner {
             }
         };
         if let Some(damaged) = loaded.damaged(planned.target.timeline) {
-            return Ok(Round::Later(Said::slow(format!("not ready: not seeding from a shorter history: {damaged}"))));
+            return Ok(Round::Later(Said::slow(format!(
+                "not ready: not seeding from a shorter history: {damaged}"
+            ))));
         }
         tracing::info!("seeding {}: {}", self.options.redis, summary(&planned));
         let (seeder, local_ip) = (&self.seeder, control.local_ip());

@@ -147,7 +147,11 @@ impl Loaded {
             }
             if let Some((name, why)) = damaged {
                 self.catalog.leave_out(&name, why.clone());
-                self.damaged.push(Damaged { timeline: seq, name, why });
+                self.damaged.push(Damaged {
+                    timeline: seq,
+                    name,
+                    why,
+                });
                 continue;
             }
             let boundary = found.unwrap_or(Boundary {

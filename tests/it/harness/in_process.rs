@@ -1,0 +1,89 @@
+//! The loop in this process, over a store whose faults a test switches.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use perennial::cli::run::run;
+use perennial::clock::SystemClock;
+use perennial::config::RunSettings;
+use perennial::decide::Policy;
+use perennial::follow::AckMode;
+use perennial::store::Store;
+use perennial::store::faulty::{Faults, FaultyStore};
+use perennial::store::fs::FsStore;
+use tokio::sync::watch;
+
+use super::{Archive, DEADLINE, Server};
+
+/// `perennial run` on a thread of its own.
+pub struct InProcess {
+    stop: watch::Sender<bool>,
+    thread: Option<JoinHandle<anyhow::Result<()>>>,
+}
+
+impl InProcess {
+    /// Follows `server` into `archive`, through a store that obeys `faults`.
+    pub fn follow(server: &Server, archive: &Archive, faults: &Faults) -> Self {
+        let options = RunSettings {
+            redis: server.url(),
+            archive: archive.url(),
+            name: None,
+            seed: Policy::Auto,
+            seed_listen: "127.0.0.1:0".into(),
+            seed_announce: None,
+            seed_password: None,
+            redis_password: None,
+            ack: AckMode::Durable,
+            flush_interval: "200ms".into(),
+            flush_bytes: "1MiB".into(),
+            buffer_bytes: "32MiB".into(),
+            // The server lives on: nothing ends the link earlier.
+            shutdown_timeout: "2s".into(),
+        };
+        let options = options.check().unwrap();
+        let inner: Arc<dyn Store> = Arc::new(FsStore::new(archive.path()));
+        let store = Arc::new(FaultyStore::new(inner, faults.clone()));
+        let (stop, stopped) = watch::channel(false);
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .unwrap();
+            let outcome =
+                runtime.block_on(run(options, store, Arc::new(SystemClock::new()), stopped));
+            runtime.shutdown_timeout(Duration::from_secs(1));
+            outcome
+        });
+        Self {
+            stop,
+            thread: Some(thread),
+        }
+    }
+
+    /// Tells it to stop; what it says at the end.
+    pub fn stop(mut self) -> anyhow::Result<()> {
+        self.stop.send_replace(true);
+        self.join().unwrap()
+    }
+
+    fn join(&mut self) -> Option<anyhow::Result<()>> {
+        let thread = self.thread.take()?;
+        let deadline = Instant::now() + DEADLINE;
+        while !thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(thread.is_finished(), "it does not stop");
+        Some(thread.join().unwrap())
+    }
+}
+
+impl Drop for InProcess {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+        if !std::thread::panicking() {
+            let _ = self.join();
+        }
+    }
+}
