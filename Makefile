@@ -47,5 +47,5 @@ fuzz: ## Each fuzz target for FUZZ_SECONDS (20).
 
 .PHONY: fixtures
 fixtures: ## Rewrites the expected results beside the fixtures; review the difference.
-	UPDATE_FIXTURES=1 cargo test --lib --test proto --features faulty
+	UPDATE_FIXTURES=1 cargo test --lib --test proto --test it --features faulty -- golden fixtures cli::
 	git diff --stat

@@ -52,24 +52,34 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct ArchiveArguments {
     /// Where the archive lies: file:///absolute/directory
-    #[arg(long, env = "PERENNIAL_ARCHIVE", value_name = "URL")]
+    #[arg(
+        long,
+        env = "PERENNIAL_ARCHIVE",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
     pub archive: String,
 
     /// Print JSON with stable field names
-    #[arg(long, env = "PERENNIAL_JSON")]
+    #[arg(long, env = "PERENNIAL_JSON", hide_env_values = true)]
     pub json: bool,
 }
 
 /// `perennial accept`
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A timeline is suspect when it began at a server that may be stale or foreign while the archive already had
-data: a server that took writes before it could be seeded, for example. It is archived like any other, but
-`latest` and seeds go on using the timeline before it. Look at both with `perennial status` first: accepting
+A timeline is suspect when it began at a server that may be stale or foreign while the archive already had \
+data: a server that took writes before it could be seeded, for example. It is archived like any other, but \
+`latest` and seeds go on using the timeline before it. Look at both with `perennial status` first: accepting \
 makes the suspect one the head. The other stays in the archive and can still be restored by --at timeline:SEQ.")]
 pub struct AcceptArguments {
     /// Where the archive lies
-    #[arg(long, env = "PERENNIAL_ARCHIVE", value_name = "URL")]
+    #[arg(
+        long,
+        env = "PERENNIAL_ARCHIVE",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
     pub archive: String,
 
     /// The number of the timeline; the newest suspect one if left out
@@ -80,6 +90,7 @@ pub struct AcceptArguments {
     #[arg(
         long,
         env = "PERENNIAL_REASON",
+        hide_env_values = true,
         default_value = "accepted by hand",
         value_name = "TEXT"
     )]
@@ -94,36 +105,42 @@ The folder gets an `appendonlydir/` that Redis 7.0 and later, and Valkey, start 
 Everything is checked on the way, and the files appear only when all of them are complete.")]
 pub struct RestoreArguments {
     /// Where the archive lies
-    #[arg(long, env = "PERENNIAL_ARCHIVE", value_name = "URL")]
+    #[arg(
+        long,
+        env = "PERENNIAL_ARCHIVE",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
     pub archive: String,
 
     /// The folder to restore to; created if it is not there, refused if it holds data
-    #[arg(long, env = "PERENNIAL_TO", value_name = "DIR")]
+    #[arg(long, env = "PERENNIAL_TO", hide_env_values = true, value_name = "DIR")]
     pub to: PathBuf,
 
     /// Which moment: latest, timeline:SEQ (its end), or offset:N (on the head's timeline; or offset:N@SEQ)
     #[arg(
         long,
         env = "PERENNIAL_AT",
+        hide_env_values = true,
         default_value = "latest",
         value_name = "WHEN"
     )]
     pub at: String,
 
     /// Print what would be read, and restore nothing
-    #[arg(long, env = "PERENNIAL_DRY_RUN")]
+    #[arg(long, env = "PERENNIAL_DRY_RUN", hide_env_values = true)]
     pub dry_run: bool,
 
     /// Print the plan or the outcome as JSON
-    #[arg(long, env = "PERENNIAL_JSON")]
+    #[arg(long, env = "PERENNIAL_JSON", hide_env_values = true)]
     pub json: bool,
 
     /// Restore into a folder that holds data: what is there is renamed, not deleted
-    #[arg(long, env = "PERENNIAL_FORCE")]
+    #[arg(long, env = "PERENNIAL_FORCE", hide_env_values = true)]
     pub force: bool,
 
     /// Succeed when there is no archive or nothing in it
-    #[arg(long, env = "PERENNIAL_IF_ARCHIVE_EXISTS")]
+    #[arg(long, env = "PERENNIAL_IF_ARCHIVE_EXISTS", hide_env_values = true)]
     pub if_archive_exists: bool,
 }
 
@@ -153,22 +170,23 @@ pub enum AckFlag {
 /// `perennial run`
 #[derive(Debug, Args)]
 #[command(after_help = "\
-What it does: connects as a replica, stores a snapshot and then every byte of the replication stream, and
-acknowledges to the master only what is stored. So `WAIT 1 0` after a write returns when the write is in the
-archive. When the server comes up empty (or from an older dump), it is filled from the archive before it is
+What it does: connects as a replica, stores a snapshot and then every byte of the replication stream, and \
+acknowledges to the master only what is stored. So `WAIT 1 0` after a write returns when the write is in the \
+archive. When the server comes up empty (or from an older dump), it is filled from the archive before it is \
 followed again. A server with data of its own is never overwritten.
 
 To close the moment between an empty start and the seed, let the server be born a replica:
   redis-server --replicaof 127.0.0.1 6390 --replica-serve-stale-data no
   perennial run --seed-listen 127.0.0.1:6390 ...
 
-On SIGTERM it goes on until the master closes the link or --shutdown-timeout is near, stores the rest and exits
+On SIGTERM it goes on until the master closes the link or --shutdown-timeout is near, stores the rest and exits \
 with 0. A second signal ends it at once.")]
 pub struct RunArguments {
     /// The server: redis://[user:password@]host:port or unix:///path
     #[arg(
         long,
         env = "PERENNIAL_REDIS",
+        hide_env_values = true,
         value_name = "URL",
         default_value = "redis://127.0.0.1:6379",
         hide_env_values = true
@@ -176,19 +194,34 @@ pub struct RunArguments {
     pub redis: String,
 
     /// A file with the server's password, instead of one in --redis
-    #[arg(long, env = "PERENNIAL_REDIS_PASSWORD_FILE", value_name = "FILE")]
+    #[arg(
+        long,
+        env = "PERENNIAL_REDIS_PASSWORD_FILE",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
     pub redis_password_file: Option<PathBuf>,
 
     /// Where the archive lies: file:///absolute/directory
-    #[arg(long, env = "PERENNIAL_ARCHIVE", value_name = "URL")]
+    #[arg(
+        long,
+        env = "PERENNIAL_ARCHIVE",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
     pub archive: String,
 
     /// The data set's name: an archive of another name is refused
-    #[arg(long, env = "PERENNIAL_NAME", value_name = "NAME")]
+    #[arg(
+        long,
+        env = "PERENNIAL_NAME",
+        hide_env_values = true,
+        value_name = "NAME"
+    )]
     pub name: Option<String>,
 
     /// Which servers may be filled from the archive
-    #[arg(long, env = "PERENNIAL_SEED", value_enum, default_value_t = SeedFlag::Auto)]
+    #[arg(long, env = "PERENNIAL_SEED", hide_env_values = true, value_enum, default_value_t = SeedFlag::Auto)]
     pub seed: SeedFlag,
 
     /// Where to play master for a seed; port 0 takes a free one. Give a fixed port to a server that is born a
@@ -196,27 +229,39 @@ pub struct RunArguments {
     #[arg(
         long,
         env = "PERENNIAL_SEED_LISTEN",
+        hide_env_values = true,
         value_name = "ADDR",
         default_value = "127.0.0.1:0"
     )]
     pub seed_listen: String,
 
     /// What the server is told to connect to, where that differs from --seed-listen
-    #[arg(long, env = "PERENNIAL_SEED_ANNOUNCE", value_name = "HOST:PORT")]
+    #[arg(
+        long,
+        env = "PERENNIAL_SEED_ANNOUNCE",
+        hide_env_values = true,
+        value_name = "HOST:PORT"
+    )]
     pub seed_announce: Option<String>,
 
     /// A file with the password that a server must send as masterauth; needed off loopback
-    #[arg(long, env = "PERENNIAL_SEED_PASSWORD_FILE", value_name = "FILE")]
+    #[arg(
+        long,
+        env = "PERENNIAL_SEED_PASSWORD_FILE",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
     pub seed_password_file: Option<PathBuf>,
 
     /// What is acknowledged to the master
-    #[arg(long, env = "PERENNIAL_ACK", value_enum, default_value_t = AckFlag::Durable)]
+    #[arg(long, env = "PERENNIAL_ACK", hide_env_values = true, value_enum, default_value_t = AckFlag::Durable)]
     pub ack: AckFlag,
 
     /// The longest that a write waits in memory before its upload begins
     #[arg(
         long,
         env = "PERENNIAL_FLUSH_INTERVAL",
+        hide_env_values = true,
         value_name = "TIME",
         default_value = "1s"
     )]
@@ -226,6 +271,7 @@ pub struct RunArguments {
     #[arg(
         long,
         env = "PERENNIAL_FLUSH_BYTES",
+        hide_env_values = true,
         value_name = "SIZE",
         default_value = "8MiB"
     )]
@@ -235,6 +281,7 @@ pub struct RunArguments {
     #[arg(
         long,
         env = "PERENNIAL_BUFFER_BYTES",
+        hide_env_values = true,
         value_name = "SIZE",
         default_value = "32MiB"
     )]
@@ -244,6 +291,7 @@ pub struct RunArguments {
     #[arg(
         long,
         env = "PERENNIAL_SHUTDOWN_TIMEOUT",
+        hide_env_values = true,
         value_name = "TIME",
         default_value = "20s"
     )]

@@ -300,6 +300,35 @@ mod tests {
         assert_eq!(pipeline.due_at(), Some(Ticks(1032 + PINGS_SEAL_MILLIS)));
     }
 
+    /// Ten hours of an idle master, which pings every ten seconds, on a clock moved by hand.
+    #[test]
+    fn an_idle_master_is_one_piece_an_hour() {
+        let options = SealOptions {
+            bytes_max: 8 << 20,
+            ..OPTIONS
+        };
+        let at = Boundary {
+            offset: Offset::ZERO,
+            database: None,
+        };
+        let mut pipeline = Pipeline::new(options, at);
+        let hours = 10;
+        let mut sealed = 0;
+        for second in (0..hours * 3600).step_by(10) {
+            let now = second * 1000;
+            receive(&mut pipeline, now, command(&[b"ping"]));
+            if pipeline.due(Ticks(now)).is_some() {
+                assert!(pipeline.seal().is_some());
+                sealed += 1;
+            }
+        }
+        assert!(sealed <= hours, "{sealed} pieces in {hours} hours");
+        assert!(
+            sealed >= hours - 1,
+            "they are stored all the same: {sealed}"
+        );
+    }
+
     #[test]
     fn an_unfinished_command_stays_out_of_the_piece() {
         let mut pipeline = pipeline();

@@ -43,3 +43,5 @@ mod failover_without_to;
 mod bad_input;
 // What status and ls say.
 mod status;
+// The help, word for word; every flag has its variable.
+mod cli;
