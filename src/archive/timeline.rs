@@ -425,6 +425,19 @@ impl Catalog {
             .find(|timeline| timeline.id() == id && self.end(timeline.seq()).is_some())
     }
 
+    /// The newest timeline, where it is a root under `id` whose first snapshot never became complete and whose
+    /// bytes all lie at or before `offset`: the next attempt goes on in it instead of leaving one behind each
+    /// time. Bytes beyond `offset` would mean that the server was rolled back.
+    pub fn unfinished_root(&self, id: ReplicationId, offset: Offset) -> Option<&Timeline> {
+        let newest = self.newest()?;
+        let unfinished = newest.id() == id
+            && newest.document.parent.is_none()
+            && newest.snapshots.is_empty()
+            && newest.document.start <= offset
+            && newest.runs.last().is_none_or(|run| run.last <= offset);
+        unfinished.then_some(newest)
+    }
+
     /// Another branch than the head's that has moved lately: its end is not on the head's way, it is not
     /// suspect, and bytes arrived there after the head's timeline began and within [`CONTESTED_MILLIS`].
     pub fn rival(&self, now: UnixMillis) -> Option<Position> {
@@ -730,6 +743,30 @@ mod tests {
             sketch(2500).rival(UnixMillis(4000 + CONTESTED_MILLIS)),
             None,
             "long ago"
+        );
+    }
+
+    #[test]
+    fn a_root_without_a_snapshot_is_gone_on_with_unless_the_server_was_rolled_back() {
+        let root = || Sketch::default().timeline(1, 1, None, 10).segment(11, 100);
+        let found = |sketch: Sketch, byte, offset| {
+            let catalog = sketch.catalog();
+            catalog
+                .unfinished_root(id(byte), Offset::new(offset))
+                .map(Timeline::seq)
+        };
+        assert_eq!(found(root(), 1, 100), Some(TimelineSeq::FIRST));
+        assert_eq!(
+            found(root(), 1, 99),
+            None,
+            "its byte 100 may be another one now"
+        );
+        assert_eq!(found(root(), 2, 100), None, "another history");
+        assert_eq!(found(root().snapshot(50), 1, 100), None, "it is finished");
+        assert_eq!(
+            found(root().timeline(2, 2, None, 0), 1, 100),
+            None,
+            "not the newest"
         );
     }
 

@@ -393,11 +393,20 @@ impl Follower {
                 snapshot,
                 suspect,
             } => {
-                let document =
-                    self.document(loaded.catalog.next_seq(), id, parent, start, suspect, info);
-                let seq = catalog::create_timeline(&*self.store, document)
-                    .await
-                    .map_err(FollowEnd::Store)?;
+                let unfinished = parent
+                    .is_none()
+                    .then(|| loaded.catalog.unfinished_root(id, streams_after))
+                    .flatten()
+                    .filter(|root| root.document.suspect.is_some() == suspect.is_some());
+                let seq = if let Some(root) = unfinished {
+                    root.seq()
+                } else {
+                    let document =
+                        self.document(loaded.catalog.next_seq(), id, parent, start, suspect, info);
+                    catalog::create_timeline(&*self.store, document)
+                        .await
+                        .map_err(FollowEnd::Store)?
+                };
                 say_new_timeline(seq, id, parent, start, suspect);
                 let known = parent.map(|parent| Boundary {
                     offset: start,
