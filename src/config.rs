@@ -25,9 +25,9 @@ pub struct RunSettings {
     pub seed_listen: String,
     /// `--seed-announce`
     pub seed_announce: Option<String>,
-    /// `--seed-password`
+    /// The content of `--seed-password-file`
     pub seed_password: Option<String>,
-    /// `--redis-password`
+    /// The content of `--redis-password-file`
     pub redis_password: Option<String>,
     /// `--ack`
     pub ack: AckMode,
@@ -90,6 +90,16 @@ impl RunSettings {
                 .and_then(|credentials| credentials.user);
             redis.credentials = Some(crate::server::net::Credentials { user, password });
         }
+        if redis
+            .credentials
+            .as_ref()
+            .is_some_and(|credentials| credentials.password.is_empty())
+        {
+            return Err(bad(
+                "redis",
+                "a user without a password: write user:password@, or give --redis-password-file",
+            ));
+        }
         let name = self.name.filter(|name| !name.is_empty());
         if name
             .as_ref()
@@ -149,7 +159,7 @@ fn seeder(
     if !listen.ip().is_loopback() && password.is_none() {
         return Err(bad(
             "seed-listen",
-            "on an address that others can reach, --seed-password is needed (the server's masterauth): whoever \
+            "on an address that others can reach, --seed-password-file is needed (the server's masterauth): whoever \
              connects there is given all data",
         ));
     }
@@ -250,13 +260,25 @@ mod tests {
 
     #[test]
     fn a_password_beside_the_address_replaces_the_one_inside() {
+        for redis in [
+            "redis://backup:old@127.0.0.1:1",
+            "redis://backup@127.0.0.1:1",
+        ] {
+            let mut settings = settings();
+            settings.redis = redis.into();
+            settings.redis_password = Some("new".into());
+            let credentials = settings.check().unwrap().redis.credentials.unwrap();
+            let found = (credentials.user.as_deref(), credentials.password.as_str());
+            assert_eq!(found, (Some("backup"), "new"));
+        }
         let mut settings = settings();
-        settings.redis = "redis://backup:old@127.0.0.1:1".into();
-        settings.redis_password = Some("new".into());
-        let credentials = settings.check().unwrap().redis.credentials.unwrap();
-        assert_eq!(
-            (credentials.user.as_deref(), credentials.password.as_str()),
-            (Some("backup"), "new")
+        settings.redis = "redis://backup@127.0.0.1:1".into();
+        assert!(
+            settings
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("--redis-password-file")
         );
     }
 }

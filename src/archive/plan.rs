@@ -14,7 +14,8 @@ pub enum Target {
     Latest,
     /// The end of one timeline, suspect or not.
     Timeline(TimelineSeq),
-    /// An offset on one timeline; the last command boundary at or before it.
+    /// An offset on one timeline, which must be a command boundary: the error of the restore names the last
+    /// one before it.
     Offset(Position),
 }
 

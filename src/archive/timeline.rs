@@ -442,7 +442,10 @@ impl Catalog {
     /// suspect, and bytes arrived there after the head's timeline began and within [`CONTESTED_MILLIS`].
     pub fn rival(&self, now: UnixMillis) -> Option<Position> {
         let head = self.head()?;
-        let head_began = self.timelines.get(&head.timeline)?.document.created_at;
+        let head_timeline = self.timelines.get(&head.timeline)?;
+        let head_began = head_timeline.document.created_at;
+        // A person who accepted the head chose it over everything that was there.
+        let chosen_over = head_timeline.accepted.map(|(rank, _)| rank);
         self.timelines.values().rev().find_map(|timeline| {
             let end = Position {
                 timeline: timeline.seq(),
@@ -453,6 +456,7 @@ impl Catalog {
             let rival = lately
                 && last_at > head_began
                 && self.suspect(timeline.seq()).is_none()
+                && Some(timeline.seq()) > chosen_over
                 && !self.is_ancestor(end, head);
             rival.then_some(end)
         })
@@ -739,6 +743,15 @@ mod tests {
             "the old branch ended before the new one began"
         );
         assert_eq!(sketch(2500).rival(now), Some(at(1, 2500)));
+        let chosen = Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(0)
+            .segment(1, 2500)
+            .timeline(2, 2, Some((1, 100)), 100)
+            .segment(101, 3000)
+            .accepted(2, 1)
+            .catalog();
+        assert_eq!(chosen.rival(now), None, "somebody chose");
         assert_eq!(
             sketch(2500).rival(UnixMillis(4000 + CONTESTED_MILLIS)),
             None,

@@ -5,6 +5,7 @@ use anyhow::bail;
 use super::flags::AcceptArguments;
 use super::{open_store, say};
 use crate::archive::layout::{AcceptedDocument, DOCUMENT_FORMAT};
+use crate::archive::timeline::Timeline;
 use crate::clock::Clock;
 use crate::position::TimelineSeq;
 use crate::store::catalog;
@@ -36,13 +37,14 @@ pub async fn run(arguments: &AcceptArguments, clock: &dyn Clock) -> anyhow::Resu
             store.address()
         );
     };
-    if catalog.timeline(seq).is_none() {
+    let Some(id) = catalog.timeline(seq).map(Timeline::id) else {
         bail!(
             "there is no timeline {seq} in {}; `perennial status` lists them",
             store.address()
         );
-    }
-    if catalog.head().is_some_and(|head| head.timeline == seq) {
+    };
+    let contested = catalog.rival(clock.unix()).is_some();
+    if catalog.head().is_some_and(|head| head.timeline == seq) && !contested {
         say(&format!(
             "timeline {seq} is the head already: nothing changed"
         ));
@@ -58,7 +60,7 @@ pub async fn run(arguments: &AcceptArguments, clock: &dyn Clock) -> anyhow::Resu
         by: std::env::var("USER").unwrap_or_else(|_| "unknown".into()),
         reason: arguments.reason.clone(),
     };
-    catalog::accept(&*store, catalog, seq, document).await?;
+    catalog::accept(&*store, catalog, seq, id, document).await?;
     say(&format!(
         "timeline {seq} is the head now{}",
         before.map_or_else(String::new, |before| format!(

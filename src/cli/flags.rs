@@ -224,7 +224,7 @@ pub struct RunArguments {
     #[arg(long, env = "PERENNIAL_SEED", hide_env_values = true, value_enum, default_value_t = SeedFlag::Auto)]
     pub seed: SeedFlag,
 
-    /// Where to play master for a seed; port 0 takes a free one. Give a fixed port to a server that is born a
+    /// Where to play master for a seed; port 0 takes one that follows from the archive. Give a fixed port to a server that is born a
     /// replica of it
     #[arg(
         long,

@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::config::RunOptions;
 use crate::decide::{Action, Look, Policy, Refusal, Server, before_sync, look};
 use crate::follow::{FollowEnd, Follower, backoff, jittered};
-use crate::restore::seeder::Seeder;
+use crate::restore::seeder::{Seeder, SeederOptions};
 use crate::restore::to_replica::{Approach, Seed, SeedError, summary};
 use crate::server::control::Control;
 use crate::server::info::Info;
@@ -32,6 +32,11 @@ const SEED_RETRY_FIRST: Duration = Duration::from_secs(1);
 /// The longest wait after a failed seed: each one costs the server a full load.
 const SEED_RETRY_MAX: Duration = Duration::from_secs(60);
 
+/// The first of the ports taken where --seed-listen gives none.
+const OWN_PORT_FIRST: u16 = 11_000;
+/// How many such ports there are.
+const OWN_PORTS: u16 = 8_000;
+
 /// Follows until told to stop.
 ///
 /// # Errors
@@ -43,15 +48,24 @@ pub async fn run(
     clock: Arc<dyn Clock>,
     mut stop: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let seeder = Seeder::open(options.seeder.clone(), Arc::clone(&clock))
-        .await
-        .with_context(|| format!("listen on --seed-listen {}", options.seeder.listen))?;
+    // A port that was given is listened on from the start: a server that was born a replica of it is told to
+    // wait, whatever the store does.
+    let given = options.seeder.listen.port() != 0;
+    let early = if given {
+        Some(open_seeder(&options.seeder, &clock).await?)
+    } else {
+        None
+    };
     tracing::info!(
-        redis = %options.redis, archive = %store.address(), seed_port = seeder.port(),
+        redis = %options.redis, archive = %store.address(), seed_listen = %options.seeder.listen,
         "perennial {}", env!("CARGO_PKG_VERSION")
     );
     let Some(archive) = open_archive(&options, &*store, &*clock, &mut stop).await? else {
         return Ok(());
+    };
+    let seeder = match early {
+        Some(seeder) => seeder,
+        None => open_own_port(&options.seeder, &archive, &clock).await?,
     };
     let follower = Follower::new(
         options.redis.clone(),
@@ -93,6 +107,35 @@ pub async fn run(
         }
     }
     runner.finish(shutdown_timeout).await
+}
+
+async fn open_seeder(options: &SeederOptions, clock: &Arc<dyn Clock>) -> anyhow::Result<Seeder> {
+    Seeder::open(options.clone(), Arc::clone(clock))
+        .await
+        .with_context(|| format!("listen on --seed-listen {}", options.listen))
+}
+
+/// Where no port was given: one that follows from the archive's id, so that a server that was left in the
+/// middle of a seed is still a replica of ours after a restart of ours; any free one where it is taken.
+async fn open_own_port(
+    options: &SeederOptions,
+    archive: &ArchiveDocument,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<Seeder> {
+    let [high, low, ..] = *archive.archive.raw();
+    let mut own = options.clone();
+    own.listen
+        .set_port(OWN_PORT_FIRST + u16::from_be_bytes([high, low]) % OWN_PORTS);
+    match open_seeder(&own, clock).await {
+        Ok(seeder) => Ok(seeder),
+        Err(error) => {
+            tracing::warn!(
+                "{error:#}; taking another port: if a seed is cut short by a restart of perennial, the server \
+                 must be made a master by hand (give --seed-listen a port to avoid this)"
+            );
+            open_seeder(options, clock).await
+        }
+    }
 }
 
 /// Opens or creates the archive, however long the store takes.
@@ -278,6 +321,9 @@ impl Runner {
             }
             Err(error) => return Err(error.into()),
         };
+        for damaged in loaded.all_damaged() {
+            tracing::error!("{damaged}; asking the server for what it held");
+        }
         let looked = look(&server, &loaded.catalog, self.clock.unix());
         let action = before_sync(&looked, self.options.seed);
         tracing::debug!(?looked, ?action, "decided");

@@ -153,6 +153,7 @@ mod tests {
         Follow {
             offer: Some(offer(1, 1, 100, tip)),
             suspect,
+            accept: false,
         }
     }
 
@@ -284,6 +285,7 @@ mod tests {
         let root = Follow {
             offer: None,
             suspect: None,
+            accept: false,
         };
         let restarted = Server {
             run_id: "another".into(),
@@ -304,6 +306,7 @@ mod tests {
         let follow = Follow {
             offer: None,
             suspect: Some(Suspicion::UnknownPast),
+            accept: false,
         };
         // A server without a backlog changes its id at the first PSYNC.
         let outcome = after_sync(

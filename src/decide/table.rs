@@ -71,8 +71,8 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::SeedForbidden => f.write_str(
-                "the server is empty, the archive has data and --seed never forbids seeding: not following, so \
-                 that the empty server does not become the history; use --seed auto, or --seed start-over to \
+                "the server is empty, or waits for us with less than the archive has, and --seed never forbids \
+                 seeding: not following, so that it does not become the history; use --seed auto, or --seed start-over to \
                  begin anew",
             ),
             Self::Contested(rival) => write!(
@@ -95,6 +95,8 @@ pub struct Follow {
     pub offer: Option<Offer>,
     /// A new timeline would be suspect, and why.
     pub suspect: Option<Suspicion>,
+    /// Whatever timeline it comes to is the head from now on, suspect or not: somebody broke the glass.
+    pub accept: bool,
 }
 
 /// What to do next.
@@ -155,6 +157,8 @@ fn replica_of_us(look: &Look, policy: Policy) -> Action {
     match (serve, policy) {
         (Action::Promote, _) | (_, Policy::StartOver) => Action::Promote,
         (_, Policy::Never) => Action::Refuse(Refusal::SeedForbidden),
+        // A full resync would overwrite data, however old.
+        (Action::SeedReplica, Policy::IfEmpty) if !look.empty => Action::Promote,
         (serve, Policy::Auto | Policy::IfEmpty) => unless_contested(look, serve),
     }
 }
@@ -179,9 +183,11 @@ fn follow(look: &Look, policy: Policy) -> Follow {
             same_process: false,
         } => (None, Some(Suspicion::UnknownPast)),
     };
+    let accept = policy == Policy::StartOver;
     Follow {
         offer,
-        suspect: suspect.filter(|_| policy != Policy::StartOver),
+        suspect: suspect.filter(|_| !accept),
+        accept,
     }
 }
 
@@ -268,6 +274,7 @@ mod tests {
         Action::Follow(Follow {
             offer: None,
             suspect,
+            accept: false,
         })
     }
 
@@ -275,6 +282,7 @@ mod tests {
         Action::Follow(Follow {
             offer: Some(offer),
             suspect,
+            accept: false,
         })
     }
 
@@ -447,7 +455,9 @@ mod tests {
         for (look, policy, action) in everything() {
             if policy == Policy::StartOver {
                 match action {
-                    Action::Follow(follow) => assert_eq!(follow.suspect, None, "{look:?}"),
+                    Action::Follow(follow) => {
+                        assert_eq!((follow.suspect, follow.accept), (None, true), "{look:?}");
+                    }
                     Action::Promote | Action::Refuse(Refusal::ReplicaWaits) => {}
                     other => panic!("{other:?} for {look:?}"),
                 }

@@ -14,7 +14,9 @@ use super::pipeline::SealOptions;
 use super::snapshots::SnapshotFailure;
 use super::uploader::{Progress, Uploader};
 use crate::archive::block::{BlockContext, Boundary};
-use crate::archive::layout::{ArchiveId, DOCUMENT_FORMAT, Source, TimelineDocument};
+use crate::archive::layout::{
+    AcceptedDocument, ArchiveId, DOCUMENT_FORMAT, Source, TimelineDocument,
+};
 use crate::clock::Clock;
 use crate::decide::{Again, Follow, Offer, Outcome, Reply, Role, Server, Suspicion, after_sync};
 use crate::position::{Offset, Position, ReplicationId, TimelineSeq};
@@ -177,7 +179,10 @@ impl Follower {
         // A replica of ours refuses PSYNC until it was seeded.
         server.role != Role::ReplicaOfUs
             && self.lane.as_ref().is_some_and(|lane| {
-                lane.uploader.context().id == server.id && server.offset >= lane.received.offset
+                // A payload that came on the link itself does not come again with `+CONTINUE`.
+                !matches!(lane.snapshot, SnapshotNeed::OnLink(_))
+                    && lane.uploader.context().id == server.id
+                    && server.offset >= lane.received.offset
             })
     }
 
@@ -226,6 +231,7 @@ impl Follower {
             Err(error) => return FollowEnd::Info(error),
         };
         let outcome = after_sync(decided, reply, before, &after);
+        let parent = decided.offer.map(|offer| offer.position);
         match self
             .open_lane(outcome, decided.offer, loaded, &info, filtered)
             .await
@@ -233,7 +239,36 @@ impl Follower {
             Ok(lane) => self.lane = Some(lane),
             Err(end) => return end,
         }
+        if decided.accept
+            && let Err(error) = self.accept(loaded, parent).await
+        {
+            return FollowEnd::Store(error);
+        }
         self.stream(&mut link, stop).await
+    }
+
+    /// Makes the timeline that is followed the head, unless it is already.
+    async fn accept(&self, loaded: &Loaded, parent: Option<Position>) -> Result<(), StoreError> {
+        let Some(lane) = &self.lane else {
+            return Ok(());
+        };
+        let BlockContext { timeline, id, .. } = lane.uploader.context();
+        let catalog = &loaded.catalog;
+        let is_head = catalog.head().is_some_and(|head| head.timeline == timeline);
+        // A new timeline has the highest number; only a suspect parent would hold it back.
+        let stands_alone = catalog.timeline(timeline).is_none()
+            && parent.is_none_or(|parent| catalog.suspect(parent.timeline).is_none());
+        if is_head || stands_alone {
+            return Ok(());
+        }
+        tracing::warn!(%timeline, %id, "--seed start-over: this server is the head from now on");
+        let document = AcceptedDocument {
+            format: DOCUMENT_FORMAT,
+            accepted_at: self.clock.unix(),
+            by: "perennial run --seed start-over".into(),
+            reason: "whatever this server holds is the head".into(),
+        };
+        catalog::accept(&*self.store, catalog, timeline, id, document).await
     }
 
     /// Goes on where the last link broke off. Anything but the same history ends it.

@@ -214,7 +214,12 @@ impl Retry {
         self.attempts += 1;
         let retryable = error.is_retryable();
         // The 1st, 2nd, 4th, 8th ... time, and every time for what somebody must change.
-        if self.attempts.is_power_of_two() || !retryable {
+        if !retryable {
+            tracing::error!(
+                attempt = self.attempts,
+                "{error}; still trying, but somebody must change something"
+            );
+        } else if self.attempts.is_power_of_two() {
             tracing::warn!(attempt = self.attempts, "{error}; still trying");
         }
         if retryable {

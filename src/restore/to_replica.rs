@@ -130,11 +130,11 @@ impl Seed<'_> {
             approved: watch::Sender::new(false),
             progress,
         });
-        let errors_before = control
-            .info()
-            .await?
-            .number("unexpected_error_replies")
-            .unwrap_or(0);
+        let before = control.info().await?;
+        if self.approach != Approach::TakeOver && takes_writes(&before) {
+            return Err(SeedError::Writable);
+        }
+        let errors_before = before.number("unexpected_error_replies").unwrap_or(0);
         self.seeder.serve(Serving::Plan(Arc::clone(&offering)));
         if self.approach == Approach::TakeOver
             && let Err(error) = self.take_over(control, unchanged).await
@@ -166,7 +166,7 @@ impl Seed<'_> {
             return Err(SeedError::Changed { what });
         }
         let after = control.info().await?;
-        if after.number("slave_read_only") == Some(0) {
+        if takes_writes(&after) {
             control.promote().await?;
             return Err(SeedError::Writable);
         }
@@ -241,6 +241,10 @@ impl Seed<'_> {
             Ok(())
         }
     }
+}
+
+fn takes_writes(replica: &Info) -> bool {
+    replica.number("slave_read_only") == Some(0)
 }
 
 fn applied(info: &Info, end: Offset) -> bool {

@@ -77,9 +77,9 @@ pub enum ControlError {
 
 fn hint(answer: &str) -> &'static str {
     if answer.starts_with("NOAUTH") {
-        "; put the password into --redis, as redis://:password@host:port"
+        "; give the password by --redis-password-file, or in --redis as redis://:password@host:port"
     } else if answer.starts_with("WRONGPASS") || answer.starts_with("ERR invalid password") {
-        "; check the user and password in --redis"
+        "; check the user and password in --redis and --redis-password-file"
     } else if answer.starts_with("NOPERM") {
         "; the ACL user needs +psync +replconf +ping +info, and +replicaof +multi +exec to be seeded"
     } else {

@@ -96,7 +96,12 @@ impl FromStr for Address {
                 .ok_or_else(|| BadAddress::new("user or password is not valid UTF-8"))
         };
         let credentials = match (url.username(), url.password()) {
-            (_, None) => None,
+            ("", None) => None,
+            // The password comes from a file.
+            (user, None) => Some(Credentials {
+                user: Some(decode(user)?),
+                password: String::new(),
+            }),
             ("", Some(password)) => Some(Credentials {
                 user: None,
                 password: decode(password)?,

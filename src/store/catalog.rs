@@ -89,6 +89,11 @@ pub struct Damaged {
 }
 
 impl Loaded {
+    /// Everything damaged that was met.
+    pub fn all_damaged(&self) -> &[Damaged] {
+        &self.damaged
+    }
+
     /// What is damaged at the end of a timeline. Following goes on from before it, because the master may
     /// still have those bytes; whoever restores must not take the shorter history for the whole.
     pub fn damaged(&self, seq: TimelineSeq) -> Option<&Damaged> {
@@ -363,12 +368,11 @@ pub async fn accept(
     store: &dyn Store,
     catalog: &Catalog,
     seq: TimelineSeq,
+    id: ReplicationId,
     document: AcceptedDocument,
-) -> Result<(), CatalogError> {
-    let Some(timeline) = catalog.timeline(seq) else {
-        return Ok(());
-    };
-    let rank = catalog.newest().map_or(seq, |newest| newest.seq());
+) -> Result<(), StoreError> {
+    let newest = catalog.newest().map_or(seq, |newest| newest.seq());
+    let rank = newest.max(seq);
     let mut order = catalog
         .timelines()
         .filter_map(|timeline| timeline.accepted)
@@ -379,7 +383,7 @@ pub async fn accept(
     loop {
         let name = Object::Accepted {
             seq,
-            id: timeline.id(),
+            id,
             rank,
             order,
         }
@@ -387,7 +391,7 @@ pub async fn accept(
         match create_or_same(store, &name, vec![document.encode()]).await {
             Ok(_) => return Ok(()),
             Err(error) if error.kind == StoreErrorKind::Conflict => order += 1,
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
     }
 }
