@@ -438,12 +438,14 @@ impl Catalog {
         unfinished.then_some(newest)
     }
 
-    /// Another branch than the head's that has moved lately: its end is not on the head's way, it is not
-    /// suspect, and bytes arrived there after the head's timeline began and within [`CONTESTED_MILLIS`].
+    /// Another branch than the head's that may be the better one: its end is not on the head's way, it is not
+    /// suspect, and bytes arrived there after the head's timeline began: within [`CONTESTED_MILLIS`], or later
+    /// than the head's own last ones. Only a person can tell the second kind.
     pub fn rival(&self, now: UnixMillis) -> Option<Position> {
         let head = self.head()?;
         let head_timeline = self.timelines.get(&head.timeline)?;
         let head_began = head_timeline.document.created_at;
+        let head_last_at = head_timeline.last_at();
         // A person who accepted the head chose it over everything that was there.
         let chosen_over = head_timeline.accepted.map(|(rank, _)| rank);
         self.timelines.values().rev().find_map(|timeline| {
@@ -452,7 +454,8 @@ impl Catalog {
                 offset: self.end(timeline.seq())?,
             };
             let last_at = timeline.last_at();
-            let lately = now.0.saturating_sub(last_at.0) <= CONTESTED_MILLIS;
+            let lately =
+                now.0.saturating_sub(last_at.0) <= CONTESTED_MILLIS || last_at > head_last_at;
             let rival = lately
                 && last_at > head_began
                 && self.suspect(timeline.seq()).is_none()
@@ -752,6 +755,12 @@ mod tests {
             .accepted(2, 1)
             .catalog();
         assert_eq!(chosen.rival(now), None, "somebody chose");
+        let long_after = UnixMillis(4000 + 10 * CONTESTED_MILLIS);
+        assert_eq!(
+            sketch(3500).rival(long_after),
+            Some(at(1, 3500)),
+            "it outlived the head"
+        );
         assert_eq!(
             sketch(2500).rival(UnixMillis(4000 + CONTESTED_MILLIS)),
             None,

@@ -36,6 +36,8 @@ pub struct Server {
     pub untouched: bool,
     /// Milliseconds since the process started.
     pub uptime_millis: u64,
+    /// Commands of a master that it could not apply since it started (`unexpected_error_replies`, 7.0+).
+    pub replication_errors: u64,
 }
 
 /// A position to ask for in PSYNC.
@@ -62,6 +64,9 @@ pub enum Relation {
     Behind(Offer),
     /// A replica of ours stands at a covered position on the head's way.
     Inside(Offer),
+    /// The server stands at a position of the head's own history that the archive does not hold: before its
+    /// first snapshot, or in a gap. It has nothing that the head does not have.
+    Older,
     /// The server continues a covered position that is not the head: a branch that lived on.
     Branch(Offer),
     /// Nothing connects the two.
@@ -86,6 +91,8 @@ pub struct Look {
     /// Its process started after the last byte of the head was received: whatever it holds came from a file
     /// or from clients since, not from having been a replica all along.
     pub restarted: bool,
+    /// It could not apply everything that it was sent as a replica: its data are not those of its offset.
+    pub tainted: bool,
     /// Another branch that advanced lately beside the head: no automatic seed may choose between them.
     pub rival: Option<Position>,
 }
@@ -96,12 +103,16 @@ pub fn look(server: &Server, catalog: &Catalog, now: UnixMillis) -> Look {
         .head()
         .and_then(|head| catalog.timeline(head.timeline))
         .map(Timeline::last_at);
+    // A clock that was set back proves nothing: taken for a restart, which trusts the server less.
+    let started_after =
+        |at: UnixMillis| at > now || server.uptime_millis < now.0.saturating_sub(at.0);
     Look {
         role: server.role,
         relation: relate(server, catalog),
         empty: server.empty,
         untouched: server.untouched,
-        restarted: head_last_at.is_some_and(|at| server.uptime_millis < now.0.saturating_sub(at.0)),
+        restarted: head_last_at.is_some_and(started_after),
+        tainted: server.replication_errors > 0,
         rival: catalog.rival(now),
     }
 }
@@ -117,6 +128,9 @@ fn relate(server: &Server, catalog: &Catalog) -> Relation {
     {
         return Relation::Inside(offer);
     }
+    if server.role == Role::ReplicaOfUs && is_older(catalog, server.id, server.offset) {
+        return Relation::Older;
+    }
     // The current id: its own end is offered, whatever the server's offset; PSYNC's answer tells the rest.
     if let Some(offer) = covered(catalog, server.id, Offset::new(u64::MAX)) {
         return if offer.tip {
@@ -125,9 +139,15 @@ fn relate(server: &Server, catalog: &Catalog) -> Relation {
             Relation::Branch(offer)
         };
     }
-    if let Some((id, last)) = server.previous
-        && let Some(offer) = covered(catalog, id, last)
-    {
+    let Some((id, last)) = server.previous else {
+        return Relation::Unknown {
+            same_process: same_process(server, catalog),
+        };
+    };
+    if is_older(catalog, id, last) {
+        return Relation::Older;
+    }
+    if let Some(offer) = covered(catalog, id, last) {
         return if offer.tip {
             Relation::Tip(offer)
         } else if offer.position.offset == last && on_the_heads_way(catalog, offer.position) {
@@ -162,6 +182,36 @@ fn covered(catalog: &Catalog, id: ReplicationId, last: Offset) -> Option<Offer> 
                 .is_restorable(position)
                 .then_some(Offer { id, position, tip })
         })
+}
+
+/// Whether `last` under `id` lies on the head's way, below where that way leaves the id, and the archive does
+/// not hold it: what an id counts up to is one history, whether its beginning is stored or not.
+fn is_older(catalog: &Catalog, id: ReplicationId, last: Offset) -> bool {
+    let Some(head) = catalog.head() else {
+        return false;
+    };
+    catalog.lineage(head).into_iter().any(|step| {
+        catalog
+            .timeline(step.timeline)
+            .is_some_and(|timeline| timeline.id() == id)
+            && last < step.offset
+            && !catalog.is_restorable(Position {
+                timeline: step.timeline,
+                offset: last,
+            })
+            && covered_exactly(catalog, id, last).is_none()
+    })
+}
+
+/// A timeline under `id` on which exactly this offset can be restored.
+fn covered_exactly(catalog: &Catalog, id: ReplicationId, offset: Offset) -> Option<Position> {
+    let timelines = catalog.timelines().filter(|timeline| timeline.id() == id);
+    timelines
+        .map(|timeline| Position {
+            timeline: timeline.seq(),
+            offset,
+        })
+        .find(|position| catalog.is_restorable(*position))
 }
 
 fn on_the_heads_way(catalog: &Catalog, position: Position) -> bool {
@@ -199,6 +249,7 @@ pub(super) mod tests {
             empty: false,
             untouched: true,
             uptime_millis: 1,
+            replication_errors: 0,
         }
     }
 
@@ -295,16 +346,40 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn positions_before_the_archive_began_are_not_covered() {
+    fn positions_of_our_history_that_the_archive_does_not_hold_are_older() {
         let catalog = Sketch::default()
             .timeline(1, 1, None, 500)
             .snapshot(500)
             .catalog();
         assert_eq!(
             relate(&promoted(9, 1, 400), &catalog),
-            Relation::Unknown {
-                same_process: false
-            }
+            Relation::Older,
+            "before the first snapshot"
+        );
+        let ours = Server {
+            role: Role::ReplicaOfUs,
+            ..server(1, 400)
+        };
+        assert_eq!(relate(&ours, &catalog), Relation::Older);
+        let gap = Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(0)
+            .segment(1, 100)
+            .segment(201, 300)
+            .snapshot(250)
+            .catalog();
+        assert_eq!(
+            relate(&promoted(9, 1, 150), &gap),
+            Relation::Older,
+            "inside a gap"
+        );
+        assert_eq!(
+            relate(&promoted(9, 1, 60), &gap),
+            Relation::Behind(offer(1, 1, 60, false))
+        );
+        assert_eq!(
+            relate(&promoted(9, 1, 300), &gap),
+            Relation::Tip(offer(1, 1, 300, true))
         );
     }
 

@@ -130,7 +130,7 @@ fn master(look: &Look, policy: Policy) -> Action {
     let seedable = match look.relation {
         // An id that is known is a live history: it never seeds, empty or not.
         Relation::NoArchive | Relation::Tip(_) | Relation::Branch(_) | Relation::Inside(_) => false,
-        Relation::Behind(_) => look.untouched,
+        Relation::Behind(_) | Relation::Older => look.untouched,
         Relation::Unknown { .. } => look.untouched && look.empty,
     };
     if !seedable {
@@ -148,8 +148,12 @@ fn replica_of_us(look: &Look, policy: Policy) -> Action {
     let serve = match look.relation {
         // Ahead of us, beside us or as far as us: never served.
         Relation::NoArchive | Relation::Tip(_) | Relation::Branch(_) => Action::Promote,
+        // A seed that was refused because of such errors: filled anew, never promoted as it is.
+        Relation::Inside(_) if look.tainted => Action::SeedReplica,
         Relation::Inside(offer) if offer.tip => Action::Promote,
         Relation::Inside(offer) => Action::ContinueReplica(offer),
+        // It bears the id of our own history: no client wrote to it since.
+        Relation::Older => Action::SeedReplica,
         Relation::Behind(_) if look.untouched => Action::SeedReplica,
         Relation::Unknown { .. } if look.empty => Action::SeedReplica,
         Relation::Behind(_) | Relation::Unknown { .. } => Action::Promote,
@@ -158,7 +162,7 @@ fn replica_of_us(look: &Look, policy: Policy) -> Action {
         (Action::Promote, _) | (_, Policy::StartOver) => Action::Promote,
         (_, Policy::Never) => Action::Refuse(Refusal::SeedForbidden),
         // A full resync would overwrite data, however old.
-        (Action::SeedReplica, Policy::IfEmpty) if !look.empty => Action::Promote,
+        (Action::SeedReplica, Policy::IfEmpty) if !look.empty && !look.tainted => Action::Promote,
         (serve, Policy::Auto | Policy::IfEmpty) => unless_contested(look, serve),
     }
 }
@@ -171,10 +175,9 @@ fn unless_contested(look: &Look, action: Action) -> Action {
 fn follow(look: &Look, policy: Policy) -> Follow {
     let (offer, suspect) = match look.relation {
         Relation::NoArchive => (None, None),
-        Relation::Tip(offer) | Relation::Branch(offer) | Relation::Inside(offer) => {
-            (Some(offer), None)
-        }
-        Relation::Behind(offer) => (Some(offer), behind(look)),
+        Relation::Tip(offer) | Relation::Inside(offer) => (Some(offer), None),
+        Relation::Behind(offer) | Relation::Branch(offer) => (Some(offer), restarted(look)),
+        Relation::Older => (None, restarted(look).or(Some(Suspicion::UnknownPast))),
         Relation::Unknown { same_process: true } => (None, None),
         Relation::Unknown {
             same_process: false,
@@ -191,9 +194,10 @@ fn follow(look: &Look, policy: Policy) -> Follow {
     }
 }
 
-/// A promoted replica that misses our last bytes is what clients see as the master: its branch becomes the
-/// head. A process that started after our last byte is a restart from an older state: it does not.
-fn behind(look: &Look) -> Option<Suspicion> {
+/// A promoted replica that misses our last bytes, or an old master that lived on, is what clients see as the
+/// master: its branch becomes the head. A process that started after our last byte came back from a file: it
+/// does not.
+fn restarted(look: &Look) -> Option<Suspicion> {
     match (look.restarted, look.untouched) {
         (true, true) => Some(Suspicion::StaleNotSeeded),
         (true, false) => Some(Suspicion::StaleAndWritten),
@@ -219,7 +223,7 @@ mod tests {
         Role::Replica { link_up: false },
     ];
 
-    fn relations() -> [Relation; 8] {
+    fn relations() -> [Relation; 9] {
         [
             Relation::NoArchive,
             Relation::Tip(offer(1, 1, 100, true)),
@@ -227,6 +231,7 @@ mod tests {
             Relation::Inside(offer(1, 1, 50, false)),
             Relation::Inside(offer(1, 1, 100, true)),
             Relation::Branch(offer(2, 2, 100, false)),
+            Relation::Older,
             Relation::Unknown {
                 same_process: false,
             },
@@ -234,18 +239,19 @@ mod tests {
         ]
     }
 
-    /// Every combination, with the action the table gives: 4 x 8 x 2 x 2 x 2 x 2 x 4.
+    /// Every combination, with the action the table gives: 4 x 9 x 2 x 2 x 2 x 2 x 2 x 4.
     fn everything() -> Vec<(Look, Policy, Action)> {
         let mut all = Vec::new();
         for role in ROLES {
             for relation in relations() {
-                for bits in 0..16_u8 {
+                for bits in 0..32_u8 {
                     let look = Look {
                         role,
                         relation,
                         empty: bits & 1 != 0,
                         untouched: bits & 2 != 0,
                         restarted: bits & 4 != 0,
+                        tainted: bits & 16 != 0,
                         rival: (bits & 8 != 0).then(|| at(7, 70)),
                     };
                     for policy in POLICIES {
@@ -254,7 +260,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(all.len(), 4 * 8 * 16 * 4);
+        assert_eq!(all.len(), 4 * 9 * 32 * 4);
         all
     }
 
@@ -262,12 +268,24 @@ mod tests {
     fn row(applies: impl Fn(&Look, Policy) -> bool, expected: impl Fn(&Look, Policy) -> Action) {
         let mut checked = 0;
         for (look, policy, action) in everything() {
+            let action = without_accept(action);
             if applies(&look, policy) {
                 assert_eq!(action, expected(&look, policy), "{look:?} under {policy:?}");
                 checked += 1;
             }
         }
         assert!(checked > 0, "a row that applies to nothing proves nothing");
+    }
+
+    /// `accept` follows from the policy alone: `row_start_over…` looks at it.
+    fn without_accept(action: Action) -> Action {
+        match action {
+            Action::Follow(follow) => Action::Follow(Follow {
+                accept: false,
+                ..follow
+            }),
+            other => other,
+        }
     }
 
     fn root(suspect: Option<Suspicion>) -> Action {
@@ -302,11 +320,20 @@ mod tests {
     }
 
     #[test]
-    fn row_a_branch_that_lived_on_is_followed_from_where_it_left() {
+    fn row_a_branch_that_lived_on_is_followed_from_where_it_left_suspect_only_after_a_restart() {
+        let alive = Look {
+            restarted: false,
+            ..everything()[0].0
+        };
+        assert_eq!(restarted(&alive), None);
         row(
-            |look, _| look.role == Role::Master && matches!(look.relation, Relation::Branch(_)),
+            |look, policy| {
+                look.role == Role::Master
+                    && matches!(look.relation, Relation::Branch(_))
+                    && policy != Policy::StartOver
+            },
             |look, _| match look.relation {
-                Relation::Branch(offer) => continued(offer, None),
+                Relation::Branch(offer) => continued(offer, restarted(look)),
                 _ => unreachable!(),
             },
         );
@@ -346,6 +373,50 @@ mod tests {
                     && policy == Policy::Auto
             },
             |_, _| Action::Seed,
+        );
+    }
+
+    #[test]
+    fn row_older_than_the_archive_holds_is_seeded_untouched_and_suspect_once_written() {
+        let older = |look: &Look| look.role == Role::Master && look.relation == Relation::Older;
+        row(
+            |look, policy| {
+                older(look) && look.untouched && look.rival.is_none() && policy == Policy::Auto
+            },
+            |_, _| Action::Seed,
+        );
+        row(
+            |look, policy| older(look) && !look.untouched && policy != Policy::StartOver,
+            |look, _| {
+                root(Some(if look.restarted {
+                    Suspicion::StaleAndWritten
+                } else {
+                    Suspicion::UnknownPast
+                }))
+            },
+        );
+        row(
+            |look, policy| {
+                look.role == Role::ReplicaOfUs
+                    && look.relation == Relation::Older
+                    && look.rival.is_none()
+                    && policy == Policy::Auto
+            },
+            |_, _| Action::SeedReplica,
+        );
+    }
+
+    #[test]
+    fn row_a_seed_refused_for_errors_is_never_promoted_as_it_is() {
+        row(
+            |look, policy| {
+                look.role == Role::ReplicaOfUs
+                    && look.tainted
+                    && matches!(look.relation, Relation::Inside(_))
+                    && look.rival.is_none()
+                    && matches!(policy, Policy::Auto | Policy::IfEmpty)
+            },
+            |_, _| Action::SeedReplica,
         );
     }
 
@@ -488,6 +559,7 @@ mod tests {
         row(
             |look, policy| {
                 look.role == Role::ReplicaOfUs
+                    && !look.tainted
                     && look.relation == Relation::Inside(offer(1, 1, 50, false))
                     && look.rival.is_none()
                     && matches!(policy, Policy::Auto | Policy::IfEmpty)
@@ -502,7 +574,8 @@ mod tests {
             |look, _| {
                 look.role == Role::ReplicaOfUs
                     && (matches!(look.relation, Relation::Tip(_) | Relation::Branch(_))
-                        || look.relation == Relation::Inside(offer(1, 1, 100, true))
+                        || (!look.tainted
+                            && look.relation == Relation::Inside(offer(1, 1, 100, true)))
                         || (is_unknown(look) && !look.empty))
             },
             |_, _| Action::Promote,
@@ -533,7 +606,13 @@ mod tests {
     fn invariant_a_server_with_data_of_its_own_is_never_overwritten() {
         for (look, policy, action) in everything() {
             if matches!(action, Action::Seed | Action::SeedReplica) {
-                let proven_old = matches!(look.relation, Relation::Behind(_)) && look.untouched;
+                let ours = look.role == Role::ReplicaOfUs;
+                let proven_old = match look.relation {
+                    Relation::Behind(_) => look.untouched,
+                    Relation::Older => look.untouched || ours,
+                    Relation::Inside(_) => ours && look.tainted,
+                    _ => false,
+                };
                 assert!(look.empty || proven_old, "{look:?} under {policy:?}");
                 assert!(
                     !matches!(look.relation, Relation::Tip(_) | Relation::Branch(_)),

@@ -10,7 +10,7 @@ use super::announce::AnnouncedPort;
 use super::budget::Budget;
 use super::encode::Encoder;
 use super::link::Link;
-use super::pipeline::SealOptions;
+use super::pipeline::{Pipeline, SealOptions};
 use super::snapshots::SnapshotFailure;
 use super::uploader::{Progress, Uploader};
 use crate::archive::block::{BlockContext, Boundary};
@@ -107,9 +107,12 @@ impl fmt::Display for FollowEnd {
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) uploader: Arc<Uploader>,
-    /// The last command boundary received: where the next link resumes.
-    pub(super) received: Boundary,
+    /// What was received and is not in a piece yet. The next link resumes at its very last byte, inside a
+    /// command as well: else one that is longer than a link lasts would never arrive.
+    pub(super) pipeline: Pipeline,
     pub(super) snapshot: SnapshotNeed,
+    /// No seed would use it: nothing on it is acknowledged until somebody accepts it.
+    pub(super) suspect: bool,
 }
 
 /// Whether the timeline still waits for a snapshot.
@@ -182,7 +185,7 @@ impl Follower {
                 // A payload that came on the link itself does not come again with `+CONTINUE`.
                 !matches!(lane.snapshot, SnapshotNeed::OnLink(_))
                     && lane.uploader.context().id == server.id
-                    && server.offset >= lane.received.offset
+                    && server.offset >= lane.pipeline.offset()
             })
     }
 
@@ -231,7 +234,6 @@ impl Follower {
             Err(error) => return FollowEnd::Info(error),
         };
         let outcome = after_sync(decided, reply, before, &after);
-        let parent = decided.offer.map(|offer| offer.position);
         match self
             .open_lane(outcome, decided.offer, loaded, &info, filtered)
             .await
@@ -240,7 +242,7 @@ impl Follower {
             Err(end) => return end,
         }
         if decided.accept
-            && let Err(error) = self.accept(loaded, parent).await
+            && let Err(error) = self.accept(loaded).await
         {
             return FollowEnd::Store(error);
         }
@@ -248,19 +250,18 @@ impl Follower {
     }
 
     /// Makes the timeline that is followed the head, unless it is already.
-    async fn accept(&self, loaded: &Loaded, parent: Option<Position>) -> Result<(), StoreError> {
-        let Some(lane) = &self.lane else {
+    async fn accept(&mut self, loaded: &Loaded) -> Result<(), StoreError> {
+        let Some(lane) = &mut self.lane else {
             return Ok(());
         };
         let BlockContext { timeline, id, .. } = lane.uploader.context();
         let catalog = &loaded.catalog;
         let is_head = catalog.head().is_some_and(|head| head.timeline == timeline);
-        // A new timeline has the highest number; only a suspect parent would hold it back.
-        let stands_alone = catalog.timeline(timeline).is_none()
-            && parent.is_none_or(|parent| catalog.suspect(parent.timeline).is_none());
-        if is_head || stands_alone {
+        let is_new = catalog.timeline(timeline).is_none();
+        if !lane.suspect && (is_head || is_new) {
             return Ok(());
         }
+        lane.suspect = false;
         tracing::warn!(%timeline, %id, "--seed start-over: this server is the head from now on");
         let document = AcceptedDocument {
             format: DOCUMENT_FORMAT,
@@ -276,7 +277,7 @@ impl Follower {
         let Some(lane) = &self.lane else {
             return FollowEnd::Again(Again::ServerChanged);
         };
-        let (id, after) = (lane.uploader.context().id, lane.received.offset);
+        let (id, after) = (lane.uploader.context().id, lane.pipeline.offset());
         tokio::select! {
             () = self.budget.half_free() => {}
             _ = stop.wait_for(|stop| *stop) => return FollowEnd::Stopped,
@@ -384,6 +385,7 @@ impl Follower {
                 SnapshotNeed::OnLink(at)
             }
         };
+        let doubt = |seq| loaded.catalog.suspect(seq).is_some();
         match outcome {
             Outcome::Again(again) => Err(FollowEnd::Again(again)),
             Outcome::Resume(position) => {
@@ -398,6 +400,7 @@ impl Follower {
                     Some(known),
                     known,
                     SnapshotNeed::None,
+                    doubt(position.timeline),
                 ))
             }
             Outcome::Gap { timeline, from, to } => {
@@ -418,7 +421,14 @@ impl Follower {
                     offset: to,
                     database: None,
                 };
-                Ok(self.lane(timeline, id, Some(known), streams, need(to)))
+                Ok(self.lane(
+                    timeline,
+                    id,
+                    Some(known),
+                    streams,
+                    need(to),
+                    doubt(timeline),
+                ))
             }
             Outcome::NewTimeline {
                 id,
@@ -459,7 +469,9 @@ impl Follower {
                 } else {
                     SnapshotNeed::None
                 };
-                Ok(self.lane(seq, id, known, streams, need))
+                let doubtful =
+                    suspect.is_some() || parent.is_some_and(|parent| doubt(parent.timeline));
+                Ok(self.lane(seq, id, known, streams, need, doubtful))
             }
         }
     }
@@ -471,6 +483,7 @@ impl Follower {
         known: Option<Boundary>,
         received: Boundary,
         snapshot: SnapshotNeed,
+        suspect: bool,
     ) -> Lane {
         let context = BlockContext {
             archive: self.archive,
@@ -478,10 +491,12 @@ impl Follower {
             id,
         };
         let uploader = Uploader::new(Arc::clone(&self.store), context, known);
+        let pipeline = Pipeline::new(self.options.seal, received);
         Lane {
             uploader,
-            received,
+            pipeline,
             snapshot,
+            suspect,
         }
     }
 

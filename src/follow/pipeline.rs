@@ -86,21 +86,16 @@ impl Pipeline {
         mut bytes: Bytes,
     ) -> Result<bool, Malformed> {
         let before = self.cursor.offset();
-        let fed = self.cursor.feed(&bytes)?;
-        if let Some(boundary) = fed.boundary {
-            let whole = usize::try_from(boundary.offset.bytes_since(before)).unwrap_or(bytes.len());
-            let head = bytes.split_to(whole.min(bytes.len()));
-            self.flush_tail(None);
-            self.began.get_or_insert(now);
-            if fed.others > 0 {
-                self.oldest.get_or_insert(now);
+        let fed = match self.cursor.feed(&bytes) {
+            Ok(fed) => fed,
+            Err(error) => {
+                // The commands before the one that is none are whole: they are kept.
+                self.take_whole(now, at, before, &mut bytes, self.cursor.boundary(), true);
+                return Err(error);
             }
-            self.builder.push(Chunk {
-                bytes: head,
-                at,
-                boundary: Some((boundary.offset, boundary.database)),
-                database_at_end: boundary.database,
-            });
+        };
+        if let Some(boundary) = fed.boundary {
+            self.take_whole(now, at, before, &mut bytes, boundary, fed.others > 0);
         }
         if !bytes.is_empty() {
             self.tail.bytes += bytes.len() as u64;
@@ -114,6 +109,34 @@ impl Pipeline {
             self.last_getack = Some(now);
         }
         Ok(fed.getack.is_some())
+    }
+
+    /// Moves the bytes up to `boundary` into the piece, with the unfinished command they complete.
+    fn take_whole(
+        &mut self,
+        now: Ticks,
+        at: UnixMillis,
+        before: Offset,
+        bytes: &mut Bytes,
+        boundary: crate::proto::resp::Boundary,
+        writes: bool,
+    ) {
+        let whole = usize::try_from(boundary.offset.bytes_since(before)).unwrap_or(bytes.len());
+        if whole == 0 {
+            return;
+        }
+        let head = bytes.split_to(whole.min(bytes.len()));
+        self.flush_tail(None);
+        self.began.get_or_insert(now);
+        if writes {
+            self.oldest.get_or_insert(now);
+        }
+        self.builder.push(Chunk {
+            bytes: head,
+            at,
+            boundary: Some((boundary.offset, boundary.database)),
+            database_at_end: boundary.database,
+        });
     }
 
     /// Moves the unfinished command into the piece, which is open then unless a boundary follows.
@@ -378,5 +401,24 @@ mod tests {
         let error = pipeline.receive(Ticks(11), UnixMillis(11), Bytes::from_static(b"+PONG\r\n"));
         assert_eq!(error.unwrap_err().offset, end.next());
         assert_eq!(pipeline.seal().unwrap().span.last, end);
+    }
+
+    #[test]
+    fn whole_commands_before_a_malformed_one_are_kept() {
+        let mut pipeline = pipeline();
+        let whole = set(3);
+        let bytes = [whole.clone(), Bytes::from_static(b"-NOPERM\r\n")].concat();
+        assert!(
+            pipeline
+                .receive(Ticks(11), UnixMillis(11), bytes.into())
+                .is_err()
+        );
+        let end = Offset::new(100).plus(whole.len() as u64);
+        assert_eq!(pipeline.boundary().offset, end);
+        assert_eq!(
+            pipeline.seal().unwrap().span.last,
+            end,
+            "what is resumed from is in the piece"
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! The life of one link: bytes in, pieces out, acknowledgements back, until it ends.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use super::uploader::{EncodedBlock, Piece, Progress, Uploader, backoff, jittered
 use crate::position::{Offset, Ticks};
 use crate::proto::handshake::PsyncRequest;
 use crate::proto::replica::Event;
+use crate::store::catalog;
 
 /// How long reading may be held back in all, until the buffers are half empty again, before the link is
 /// closed: a burst is waited out, a store that cannot keep up must not fill the master's output buffer.
@@ -25,6 +27,8 @@ const LAST_UPLOAD_MILLIS: u64 = 5_000;
 const SNAPSHOT_RETRY_FIRST: Duration = Duration::from_secs(1);
 /// The longest wait before another attempt at a snapshot: each one makes the master fork.
 const SNAPSHOT_RETRY_MAX: Duration = Duration::from_secs(60);
+/// How often it is looked whether a suspect timeline that is followed has been accepted.
+const ACCEPTED_LOOK: Duration = Duration::from_secs(5);
 /// How often receipt is acknowledged under `--ack received` when nobody asks, milliseconds.
 const RECEIVED_ACK_MILLIS: u64 = 100;
 
@@ -46,6 +50,7 @@ enum Wake {
     Deadline,
     Room,
     Snapshot(Result<(), SnapshotFailure>),
+    Accepted,
     Stop,
 }
 
@@ -56,11 +61,13 @@ impl Follower {
         link: &mut Link,
         stop: &mut watch::Receiver<bool>,
     ) -> FollowEnd {
-        let Some(lane) = &self.lane else {
+        let seal = self.options.seal;
+        let Some(lane) = &mut self.lane else {
             return FollowEnd::Link("nothing to follow".into());
         };
+        let boundary = lane.pipeline.boundary();
         let mut session = Session {
-            pipeline: Pipeline::new(self.options.seal, lane.received),
+            pipeline: std::mem::replace(&mut lane.pipeline, Pipeline::new(seal, boundary)),
             uploader: Arc::clone(&lane.uploader),
             blocks: Vec::new(),
             gathering: self.budget.reserve(0),
@@ -71,11 +78,15 @@ impl Follower {
         };
         let end = self.run(&mut session, link, stop).await;
         self.seal(&mut session);
-        if let Some(lane) = &mut self.lane {
-            lane.received = session.pipeline.boundary();
-        }
         if session.stop_at.is_some() {
             self.last_words(&session, link).await;
+        }
+        if let Some(lane) = &mut self.lane {
+            lane.pipeline = match end {
+                // What follows the last whole command is not what the master's history holds.
+                FollowEnd::Malformed(_) => Pipeline::new(seal, session.pipeline.boundary()),
+                _ => session.pipeline,
+            };
         }
         end
     }
@@ -87,19 +98,24 @@ impl Follower {
         stop: &mut watch::Receiver<bool>,
     ) -> FollowEnd {
         let mut progress = session.uploader.subscribe();
+        let mut accepted = std::pin::pin!(self.until_accepted());
         loop {
             self.acknowledge(session, link, &progress);
             self.start_snapshot(&session.uploader);
             let before = self.clock.ticks();
             let read = self.budget.has_room();
-            let wake = self.wait(session, link, read, &mut progress, stop).await;
+            let wake = self
+                .wait(session, link, read, &mut progress, accepted.as_mut(), stop)
+                .await;
             let now = self.clock.ticks();
-            if let Some(end) = self.stalled(session, read, now.since(before)) {
-                return end;
-            }
             let handled = match wake {
                 Wake::Event(event) => self.handle(session, event).await,
                 Wake::Snapshot(result) => self.snapshot_ended(result),
+                Wake::Accepted => {
+                    self.accepted();
+                    accepted.set(self.until_accepted());
+                    Ok(())
+                }
                 Wake::Stop => {
                     self.begin_to_stop(session, now);
                     Ok(())
@@ -112,6 +128,9 @@ impl Follower {
                 } else {
                     end
                 };
+            }
+            if let Some(end) = self.stalled(session, read, now.since(before)) {
+                return end;
             }
             if session.stop_at.is_some_and(|at| now >= at) {
                 return FollowEnd::Stopped;
@@ -128,6 +147,7 @@ impl Follower {
         link: &mut Link,
         read: bool,
         progress: &mut watch::Receiver<Progress>,
+        accepted: Pin<&mut impl Future<Output = ()>>,
         stop: &mut watch::Receiver<bool>,
     ) -> Wake {
         let now = self.clock.ticks();
@@ -155,6 +175,7 @@ impl Follower {
             }
         };
         tokio::select! {
+            () = accepted => Wake::Accepted,
             event = link.next(read) => Wake::Event(event),
             _ = progress.changed() => Wake::Progress,
             () = tokio::time::sleep(sleep) => Wake::Deadline,
@@ -256,6 +277,38 @@ impl Follower {
         session.gathering.resize(session.pipeline.unsealed_bytes());
     }
 
+    /// Ends when the suspect timeline that is followed has been accepted; never for any other.
+    fn until_accepted(&self) -> impl Future<Output = ()> + use<> {
+        let suspect = self.lane.as_ref().filter(|lane| lane.suspect);
+        let look = suspect.map(|lane| {
+            (
+                Arc::clone(lane.uploader.store()),
+                lane.uploader.context().timeline,
+            )
+        });
+        async move {
+            let Some((store, timeline)) = look else {
+                return std::future::pending().await;
+            };
+            loop {
+                tokio::time::sleep(ACCEPTED_LOOK).await;
+                // An archive that cannot be read tells nothing; the uploads say so.
+                if let Ok(loaded) = catalog::load(&*store, &[]).await
+                    && loaded.catalog.suspect(timeline).is_none()
+                {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn accepted(&mut self) {
+        if let Some(lane) = &mut self.lane {
+            tracing::info!(timeline = %lane.uploader.context().timeline, "accepted: acknowledging from now on");
+            lane.suspect = false;
+        }
+    }
+
     fn acknowledge(
         &self,
         session: &mut Session,
@@ -266,6 +319,10 @@ impl Follower {
             .borrow()
             .durable
             .map_or(Offset::ZERO, |boundary| boundary.offset);
+        // No seed would bring back what is on a suspect timeline: WAIT must not say that it is safe.
+        if self.lane.as_ref().is_some_and(|lane| lane.suspect) {
+            return;
+        }
         match self.options.ack {
             AckMode::Durable => link.acknowledge(durable, durable),
             AckMode::Received => {
