@@ -73,6 +73,9 @@ fn bad(flag: &'static str, reason: impl fmt::Display) -> BadSetting {
     }
 }
 
+/// The least memory that works: a snapshot alone holds some blocks of 4 MiB at a time.
+const BUFFER_BYTES_MIN: u64 = 24 * 1024 * 1024;
+
 /// The longest data set name, characters.
 const NAME_CHARACTERS_MAX: usize = 200;
 
@@ -111,7 +114,7 @@ impl RunSettings {
             ));
         }
         let flush_bytes = bytes("flush-bytes", &self.flush_bytes, 64 * 1024)?;
-        let buffer_bytes = bytes("buffer-bytes", &self.buffer_bytes, 4 * 1024 * 1024)?;
+        let buffer_bytes = bytes("buffer-bytes", &self.buffer_bytes, BUFFER_BYTES_MIN)?;
         if flush_bytes > buffer_bytes {
             return Err(bad(
                 "flush-bytes",

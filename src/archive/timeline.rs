@@ -159,6 +159,8 @@ fn merge_runs(runs: impl Iterator<Item = Run>) -> Vec<Run> {
 pub struct Catalog {
     archive: Option<ArchiveDocument>,
     timelines: BTreeMap<TimelineSeq, Timeline>,
+    /// The highest number of any folder, counted or not.
+    highest: Option<TimelineSeq>,
     /// Things that are wrong with the listing, in plain words.
     pub problems: Vec<String>,
 }
@@ -206,26 +208,36 @@ impl Catalog {
                 Object::Archive | Object::Timeline { .. } => {}
             }
         }
+        let highest = folders.keys().map(|(seq, _)| *seq).max();
         let mut timelines: BTreeMap<TimelineSeq, Timeline> = BTreeMap::new();
+        let mut contested: Vec<TimelineSeq> = Vec::new();
         for ((seq, _), mut timeline) in folders {
             timeline.finish();
-            match timelines.get(&seq) {
-                Some(kept) if kept.has_content() && timeline.has_content() => {
-                    problems.push(format!(
-                        "two timelines bear the number {seq}: {} and {}; only the first is used",
-                        kept.id(),
-                        timeline.id()
-                    ));
+            match timelines
+                .get(&seq)
+                .map(|kept| (kept.has_content(), timeline.has_content()))
+            {
+                Some((true, true)) => problems.push(format!(
+                    "two timelines bear the number {seq}, {} is not used",
+                    timeline.id()
+                )),
+                Some((true, false)) => {}
+                // Which of two empty ones was given up cannot be told: neither counts.
+                Some((false, false)) => contested.push(seq),
+                Some((false, true)) => {
+                    contested.retain(|other| *other != seq);
+                    timelines.insert(seq, timeline);
                 }
-                Some(kept) if kept.has_content() || !timeline.has_content() => {}
-                _ => {
+                None => {
                     timelines.insert(seq, timeline);
                 }
             }
         }
+        timelines.retain(|seq, _| !contested.contains(seq));
         Self {
             archive,
             timelines,
+            highest,
             problems,
         }
     }
@@ -252,8 +264,7 @@ impl Catalog {
 
     /// The number the next timeline takes.
     pub fn next_seq(&self) -> TimelineSeq {
-        self.newest()
-            .map_or(TimelineSeq::FIRST, |timeline| timeline.seq().next())
+        self.highest.map_or(TimelineSeq::FIRST, TimelineSeq::next)
     }
 
     /// Records the last command boundary of a timeline, found in its blocks: what may be acknowledged,
@@ -803,5 +814,17 @@ mod tests {
         assert_eq!(catalog.timelines().count(), 1);
         assert_eq!(catalog.newest().unwrap().id(), id(2));
         assert!(catalog.problems.is_empty());
+    }
+
+    #[test]
+    fn of_two_empty_folders_with_one_number_neither_counts_and_the_number_is_used_up() {
+        let catalog = Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(0)
+            .timeline(2, 2, Some((1, 0)), 0)
+            .timeline(2, 3, Some((1, 0)), 0)
+            .catalog();
+        assert_eq!(catalog.head(), Some(at(1, 0)));
+        assert_eq!(catalog.next_seq(), TimelineSeq::new(3));
     }
 }

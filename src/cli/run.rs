@@ -13,6 +13,7 @@ use crate::clock::Clock;
 use crate::config::RunOptions;
 use crate::decide::{Action, Look, Policy, Refusal, Server, before_sync, look};
 use crate::follow::{FollowEnd, Follower, backoff, jittered};
+use crate::position::Ticks;
 use crate::restore::seeder::{Seeder, SeederOptions};
 use crate::restore::to_replica::{Approach, Seed, SeedError, summary};
 use crate::server::control::Control;
@@ -27,6 +28,8 @@ const LOOK_FIRST: Duration = Duration::from_millis(50);
 const LOOK_MAX: Duration = Duration::from_secs(2);
 /// The longest wait after something that a person must change.
 const SLOW_MAX: Duration = Duration::from_secs(30);
+/// A link that held this long begins the waits anew, milliseconds.
+const FRESH_MILLIS: u64 = 10_000;
 /// The first wait after a failed seed.
 const SEED_RETRY_FIRST: Duration = Duration::from_secs(1);
 /// The longest wait after a failed seed: each one costs the server a full load.
@@ -84,9 +87,15 @@ pub async fn run(
         follower,
         seeds_failed: 0,
     };
+    let stopped = stop.clone();
     let mut pace = Pace::default();
     while !*stop.borrow() {
-        let wait = match runner.round(&mut stop).await? {
+        let round = tokio::select! {
+            round = runner.round(&mut stop) => round?,
+            // Whatever hangs then is given up: what was received is waited for below.
+            () = overdue(stopped.clone(), shutdown_timeout) => break,
+        };
+        let wait = match round {
             Round::Again => {
                 pace = Pace::default();
                 continue;
@@ -107,6 +116,12 @@ pub async fn run(
         }
     }
     runner.finish(shutdown_timeout).await
+}
+
+/// Ends when stopping should long have come to an end by itself.
+async fn overdue(mut stop: watch::Receiver<bool>, shutdown_timeout: Duration) {
+    let _ = stop.wait_for(|stop| *stop).await;
+    tokio::time::sleep(shutdown_timeout + Duration::from_secs(1)).await;
 }
 
 async fn open_seeder(options: &SeederOptions, clock: &Arc<dyn Clock>) -> anyhow::Result<Seeder> {
@@ -276,8 +291,9 @@ impl Runner {
         match looked {
             Looked::Nothing(said) => Ok(Round::Later(said)),
             Looked::Resume => {
+                let began = self.clock.ticks();
                 let end = self.follower.resume(stop).await;
-                Ok(self.after_follow(&end))
+                Ok(self.after_follow(&end, began))
             }
             Looked::Decided(decided) => self.act(*decided, stop).await,
         }
@@ -321,6 +337,14 @@ impl Runner {
             }
             Err(error) => return Err(error.into()),
         };
+        let found = loaded.catalog.archive().map(|document| document.archive);
+        if found != Some(self.archive.archive) {
+            anyhow::bail!(
+                "the archive at {} is another one than at the start: was it deleted or replaced under us? Nothing \
+                 more is written to it; start perennial again to use it",
+                self.store.address()
+            );
+        }
         for damaged in loaded.all_damaged() {
             tracing::error!("{damaged}; asking the server for what it held");
         }
@@ -350,11 +374,12 @@ impl Runner {
             Action::Follow(follow) => {
                 let (seeder, local_ip) = (&self.seeder, control.local_ip());
                 let is_us = |host: &str, port: u16| seeder.is_us(host, port, local_ip);
+                let began = self.clock.ticks();
                 let end = self
                     .follower
                     .follow(&follow, &loaded, &server, &mut control, is_us, stop)
                     .await;
-                Ok(self.after_follow(&end))
+                Ok(self.after_follow(&end, began))
             }
             Action::Refuse(refusal) => Ok(Round::Later(match refusal {
                 Refusal::ReplicaWaits => Said::new(format!("not ready: {refusal}")),
@@ -385,7 +410,8 @@ impl Runner {
         }
     }
 
-    fn after_follow(&self, end: &FollowEnd) -> Round {
+    fn after_follow(&self, end: &FollowEnd, began: Ticks) -> Round {
+        let fresh = self.clock.ticks().since(began) >= FRESH_MILLIS;
         match end {
             FollowEnd::Stopped => Round::Again,
             FollowEnd::Refused(refusal) if !refusal.is_temporary() => {
@@ -394,7 +420,7 @@ impl Runner {
             FollowEnd::Link(_) => Round::Later(Said {
                 text: format!("{}: {end}", self.options.redis),
                 slow: false,
-                fresh: true,
+                fresh,
             }),
             FollowEnd::Malformed(_) => {
                 Round::Later(Said::slow(format!("{}: {end}", self.options.redis)))
@@ -470,9 +496,16 @@ impl Runner {
 
     /// After being told to stop: waits for what is on its way.
     async fn finish(mut self, shutdown_timeout: Duration) -> anyhow::Result<()> {
+        let followed = self.follower.progress();
         let drained = tokio::time::timeout(shutdown_timeout / 4, self.follower.settle()).await;
         if drained.is_ok() {
-            tracing::info!("stopped: everything received is in the archive");
+            if followed.is_some_and(|progress| progress.durable.is_none()) {
+                tracing::warn!(
+                    "stopped before the first snapshot was complete: nothing of this timeline can be restored"
+                );
+            } else {
+                tracing::info!("stopped: everything received is in the archive");
+            }
             return Ok(());
         }
         let progress = self.follower.progress().unwrap_or_default();

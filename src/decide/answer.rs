@@ -61,6 +61,8 @@ pub enum Outcome {
 pub enum Again {
     /// Between looking and asking, the server became another one or changed its history.
     ServerChanged,
+    /// Another streamer began a timeline at the same moment.
+    NumberTaken,
     /// A replica that has not yet received what the archive already holds.
     ReplicaLags,
 }
@@ -69,6 +71,9 @@ impl fmt::Display for Again {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::ServerChanged => "the server's history changed between looking and asking",
+            Self::NumberTaken => {
+                "another streamer began a timeline in this archive at the same moment"
+            }
             Self::ReplicaLags => "this replica has not received what the archive already holds",
         })
     }

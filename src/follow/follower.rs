@@ -448,9 +448,14 @@ impl Follower {
                 } else {
                     let document =
                         self.document(loaded.catalog.next_seq(), id, parent, start, suspect, info);
-                    catalog::create_timeline(&*self.store, document)
-                        .await
-                        .map_err(FollowEnd::Store)?
+                    {
+                        let seq = document.seq;
+                        let created = catalog::create_timeline(&*self.store, &document).await;
+                        if !created.map_err(FollowEnd::Store)? {
+                            return Err(FollowEnd::Again(Again::NumberTaken));
+                        }
+                        seq
+                    }
                 };
                 say_new_timeline(seq, id, parent, start, suspect);
                 let known = parent.map(|parent| Boundary {

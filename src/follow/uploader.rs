@@ -10,9 +10,10 @@ use tokio::task::JoinHandle;
 
 use crate::archive::block::{BlockContext, Boundary};
 use crate::archive::layout::{Object, ObjectName, Span};
+use crate::archive::segment::verify_segment;
 use crate::follow::budget::Reservation;
 use crate::follow::durable::Durable;
-use crate::store::{Store, StoreError, create_or_same};
+use crate::store::{Store, StoreError, StoreErrorKind, create_or_same};
 
 /// Pieces that are written at the same time.
 pub const UPLOADS_IN_FLIGHT_MAX: usize = 4;
@@ -152,6 +153,13 @@ impl Uploader {
         loop {
             match create_or_same(&*self.store, name, bytes.clone()).await {
                 Ok(_) => break,
+                // Another streamer of this history cut the same piece and noted other times inside.
+                Err(error)
+                    if error.kind == StoreErrorKind::Conflict
+                        && self.holds_the_same_stream(name, &bytes).await =>
+                {
+                    break;
+                }
                 Err(error) => {
                     let wait = retry.after(&error);
                     let said = error.to_string();
@@ -164,6 +172,28 @@ impl Uploader {
         retry.recovered();
         self.progress
             .send_modify(|progress| progress.failing = None);
+    }
+
+    /// Whether the object that is there holds the same bytes of the replication stream.
+    async fn holds_the_same_stream(&self, name: &ObjectName, bytes: &[Bytes]) -> bool {
+        let Some(object) = Object::parse(name.as_str()) else {
+            return false;
+        };
+        let Ok(present) = self.store.read(name, None).await else {
+            return false;
+        };
+        let payloads = |bytes: Bytes| {
+            let blocks = verify_segment(&object, bytes).ok()?;
+            Some(
+                blocks
+                    .into_iter()
+                    .map(|block| block.payload)
+                    .collect::<Vec<_>>()
+                    .concat(),
+            )
+        };
+        let present = payloads(present);
+        present.is_some() && present == payloads(bytes.concat().into())
     }
 
     fn stored(&self, change: impl FnOnce(&mut Durable)) {

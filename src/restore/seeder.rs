@@ -4,6 +4,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -53,6 +54,10 @@ pub struct Offering {
     /// Where a replica that already holds a position goes on; everything else gets a full resync. Only for
     /// a server whose data this archive contains.
     pub continue_at: Option<(Position, ReplicationId)>,
+    /// The port that the server which is seeded names in its handshake: nobody else is served.
+    pub listening_port: Option<u16>,
+    /// Somebody is being served: one at a time.
+    pub busy: AtomicBool,
     /// Nothing is answered to PSYNC before this is `true`: a server that was taken over keeps its data until
     /// then, and can still be given back.
     pub approved: watch::Sender<bool>,
@@ -71,8 +76,10 @@ pub struct SeedProgress {
     pub all_sent: bool,
     /// The replica's last acknowledgement.
     pub acknowledged: Option<Offset>,
-    /// Why the connection ended before its time.
+    /// Why the last connection ended before its time.
     pub failed: Option<String>,
+    /// How many connections did.
+    pub failures: u32,
 }
 
 /// Where and how to listen.
@@ -140,6 +147,14 @@ impl Seeder {
             (ip, _) => ip,
         };
         (ip.to_string(), self.local.port())
+    }
+
+    /// Whether a server that we reach from `local_ip` can reach us: not where we listen on loopback and it is
+    /// on another machine.
+    pub fn is_reachable_from(&self, local_ip: Option<IpAddr>) -> bool {
+        self.announce.is_some()
+            || !self.local.ip().is_loopback()
+            || local_ip.is_none_or(|ip| ip.is_loopback())
     }
 
     /// Whether a server whose master is `host:port` waits for us. Names of loopback are one.
@@ -245,18 +260,35 @@ impl Connection {
                 }
                 continue;
             };
+            // Another server with the same `replicaof` would lose what it holds.
+            let stranger = offering
+                .listening_port
+                .is_some_and(|port| offer.listening_port != Some(port));
+            if stranger || offering.busy.swap(true, Ordering::AcqRel) {
+                tracing::warn!(
+                    port = offer.listening_port,
+                    "another server asks to be seeded: told to wait"
+                );
+                if self.core.postpone().is_err() {
+                    return;
+                }
+                continue;
+            }
+            let _free = FreeOnDrop(&offering.busy);
             offering.progress.send_modify(|progress| {
                 progress.asked = true;
-                progress.failed = None;
+                progress.all_sent = false;
+                progress.acknowledged = None;
             });
             let outcome = tokio::select! {
                 outcome = self.serve(&offering, &offer) => outcome,
                 () = replaced(&mut serving) => Err(Ended::Replaced),
             };
             if let Err(ended) = outcome {
-                offering
-                    .progress
-                    .send_modify(|progress| progress.failed = Some(ended.to_string()));
+                offering.progress.send_modify(|progress| {
+                    progress.failed = Some(ended.to_string());
+                    progress.failures += 1;
+                });
             }
             return;
         }
@@ -435,6 +467,14 @@ impl Connection {
             let Some(bytes) = next else { return Ok(()) };
             self.core.stream(bytes)?;
         }
+    }
+}
+
+struct FreeOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for FreeOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 

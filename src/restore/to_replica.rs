@@ -2,6 +2,7 @@
 //! master again. A seed is all or nothing: a server that did not get everything is never promoted.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -17,6 +18,10 @@ use crate::store::Store;
 
 /// Without any progress for this long, a seed has failed. A server of 60 s `repl-timeout` gives up earlier.
 pub const SEED_SILENCE: Duration = Duration::from_secs(120);
+/// A server that was taken over and does not ask within this long cannot reach us. They try each second.
+const UNASKED: Duration = Duration::from_secs(20);
+/// Connections that may break before a seed is given up: the server comes again by itself.
+const ATTEMPTS_MAX: u32 = 2;
 /// How often the server's own view is looked at while it applies the replication stream.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -43,6 +48,13 @@ pub enum SeedError {
         /// What changed.
         what: &'static str,
     },
+    /// The server cannot connect to us.
+    #[error(
+        "the server cannot reach our seed address: it was left, or given back, as it was; give --seed-listen an \
+         address that the server can reach (and --seed-announce where it must use another), with \
+         --seed-password-file"
+    )]
+    Unreachable,
     /// It takes writes while it is a replica.
     #[error(
         "the server has replica-read-only no: clients could write while it is seeded; set replica-read-only yes"
@@ -117,6 +129,7 @@ impl Seed<'_> {
             return Err(SeedError::NotContinuous);
         }
         let end = self.plan.target.offset;
+        let before = control.info().await?;
         let continue_at = match self.approach {
             Approach::Continues(position, id) => Some((position, id)),
             Approach::TakeOver | Approach::Waits => None,
@@ -128,9 +141,10 @@ impl Seed<'_> {
             plan: self.plan.clone(),
             continue_at,
             approved: watch::Sender::new(false),
+            listening_port: listening_port(control, &before).await,
+            busy: AtomicBool::new(false),
             progress,
         });
-        let before = control.info().await?;
         if self.approach != Approach::TakeOver && takes_writes(&before) {
             return Err(SeedError::Writable);
         }
@@ -159,10 +173,21 @@ impl Seed<'_> {
         control: &mut Control,
         unchanged: impl Fn(&Info) -> Result<(), &'static str>,
     ) -> Result<(), SeedError> {
+        if !self.seeder.is_reachable_from(control.local_ip()) {
+            return Err(SeedError::Unreachable);
+        }
         let (host, port) = self.seeder.address_for(control.local_ip());
         let info = control.take_over(&host, port).await?;
         if let Err(what) = unchanged(&info) {
-            control.promote().await?;
+            // Whoever made it a replica in between meant it.
+            match (
+                info.text("role"),
+                info.text("master_host"),
+                info.text("master_port"),
+            ) {
+                (Some("slave"), Some(host), Some(port)) => control.replicate(host, port).await?,
+                _ => control.promote().await?,
+            }
             return Err(SeedError::Changed { what });
         }
         let after = control.info().await?;
@@ -181,18 +206,16 @@ impl Seed<'_> {
         end: Offset,
         errors_before: u64,
     ) -> Result<(), SeedError> {
-        let mut last_moved = self.clock.ticks();
-        let mut rejections = 0;
+        let began = self.clock.ticks();
+        let mut last_moved = began;
         loop {
             let progress = seen.borrow_and_update().clone();
-            if let Some(reason) = &progress.failed {
-                rejections += 1;
-                // The server comes again by itself; twice the same is enough to give up.
-                if rejections > 1 {
-                    return Err(SeedError::Rejected {
-                        reason: reason.clone(),
-                    });
-                }
+            if let Some(reason) = &progress.failed
+                && progress.failures >= ATTEMPTS_MAX
+            {
+                return Err(SeedError::Rejected {
+                    reason: reason.clone(),
+                });
             }
             if progress.all_sent && progress.acknowledged == Some(end) {
                 return self.check(control, end, errors_before).await;
@@ -205,13 +228,26 @@ impl Seed<'_> {
                 }
                 () = tokio::time::sleep(LOOK_INTERVAL) => {
                     // A replica acknowledges once a second by itself: its own view tells sooner.
-                    if progress.all_sent && applied(&control.info().await?, end) {
+                    let info = if progress.all_sent { control.info().await? } else { Info::default() };
+                    if applied(&info, end) {
                         return self.check(control, end, errors_before).await;
+                    }
+                    // A large payload takes its time to load.
+                    if info.number("loading") == Some(1) {
+                        last_moved = self.clock.ticks();
                     }
                 }
             }
-            let silent = Duration::from_millis(self.clock.ticks().since(last_moved));
-            if silent > SEED_SILENCE {
+            let now = self.clock.ticks();
+            if !progress.asked
+                && self.approach == Approach::TakeOver
+                && Duration::from_millis(now.since(began)) > UNASKED
+            {
+                // Nothing was sent: it is given back as it was.
+                control.promote().await?;
+                return Err(SeedError::Unreachable);
+            }
+            if Duration::from_millis(now.since(last_moved)) > SEED_SILENCE {
                 return Err(SeedError::Silent {
                     state: describe(&progress),
                 });
@@ -226,6 +262,9 @@ impl Seed<'_> {
         errors_before: u64,
     ) -> Result<(), SeedError> {
         let info = control.info().await?;
+        if takes_writes(&info) {
+            return Err(SeedError::Writable);
+        }
         if !applied(&info, end) {
             return Err(SeedError::Rejected {
                 reason: "it acknowledged the end but does not stand there".into(),
@@ -241,6 +280,23 @@ impl Seed<'_> {
             Ok(())
         }
     }
+}
+
+/// The port that the server names in its handshake as a replica.
+async fn listening_port(control: &mut Control, info: &Info) -> Option<u16> {
+    for name in ["replica-announce-port", "slave-announce-port"] {
+        if let Some(port) = control
+            .setting(name)
+            .await
+            .and_then(|port| port.parse().ok())
+            && port != 0
+        {
+            return Some(port);
+        }
+    }
+    info.number("tcp_port")
+        .and_then(|port| u16::try_from(port).ok())
+        .filter(|port| *port != 0)
 }
 
 fn takes_writes(replica: &Info) -> bool {

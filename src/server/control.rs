@@ -254,6 +254,29 @@ impl Control {
         }
     }
 
+    /// Makes the server a replica of another one, as it was before a takeover that should not have been.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn replicate(&mut self, host: &str, port: &str) -> Result<(), ControlError> {
+        self.command(&[self.replicaof.as_bytes(), host.as_bytes(), port.as_bytes()])
+            .await
+            .map(drop)
+    }
+
+    /// One setting, where CONFIG GET is allowed and knows it.
+    pub async fn setting(&mut self, name: &str) -> Option<String> {
+        match self.command(&[b"CONFIG", b"GET", name.as_bytes()]).await {
+            Ok(BytesFrame::Array(pair)) => match pair.get(1) {
+                Some(BytesFrame::BulkString(value)) => {
+                    Some(String::from_utf8_lossy(value).into_owned())
+                }
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// Makes the server a master: `REPLICAOF NO ONE`.
     ///
     /// # Errors

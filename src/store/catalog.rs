@@ -328,36 +328,36 @@ fn random_archive_id(store: &dyn Store) -> Result<ArchiveId, StoreError> {
     Ok(ArchiveId::from_raw(bytes))
 }
 
-/// Creates a timeline under the next free number at or above the document's.
+/// Creates a timeline under the number that the document bears; `false` where somebody else took it: then it
+/// must be decided anew, from a catalogue that knows the other one.
 ///
 /// The number is part of a name that also bears the replication id, so two creators of different histories do
-/// not collide on one object: each looks again after creating, and whoever sees the other moves on. At least
+/// not collide on one object: each looks again after creating, and whoever sees the other gives up. At least
 /// one of two sees the other. What is left behind is an empty folder, which the catalogue passes over.
 ///
 /// # Errors
 /// What the store says.
 pub async fn create_timeline(
     store: &dyn Store,
-    mut document: TimelineDocument,
-) -> Result<TimelineSeq, StoreError> {
-    loop {
-        let object = Object::Timeline {
-            seq: document.seq,
-            id: document.id,
-        };
-        let prefix = timeline_number_prefix(document.seq);
-        if store.list(&prefix, None).await?.is_empty() {
-            create_or_same(store, &object.name(), vec![document.encode()]).await?;
-            let seen = store.list(&prefix, None).await?;
-            if seen
-                .iter()
-                .all(|entry| Object::parse(entry.name.as_str()) == Some(object))
-            {
-                return Ok(document.seq);
-            }
-        }
-        document.seq = document.seq.next();
+    document: &TimelineDocument,
+) -> Result<bool, StoreError> {
+    let object = Object::Timeline {
+        seq: document.seq,
+        id: document.id,
+    };
+    let prefix = timeline_number_prefix(document.seq);
+    if !store.list(&prefix, None).await?.is_empty() {
+        return Ok(false);
     }
+    match create_or_same(store, &object.name(), vec![document.encode()]).await {
+        // Another streamer of the same history was first.
+        Err(error) if error.kind == StoreErrorKind::Conflict => return Ok(false),
+        created => created?,
+    };
+    let seen = store.list(&prefix, None).await?;
+    Ok(seen
+        .iter()
+        .all(|entry| Object::parse(entry.name.as_str()) == Some(object)))
 }
 
 /// Makes a timeline the head: above everything numbered so far, below everything numbered later.
