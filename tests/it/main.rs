@@ -43,5 +43,7 @@ mod failover_without_to;
 mod bad_input;
 // What status and ls say.
 mod status;
+// Seeds that must not come about, and stopping while something hangs.
+mod seeds_refused;
 // The help, word for word; every flag has its variable.
 mod cli;

@@ -6,22 +6,12 @@ use crate::harness::{
     Writers, assert_same, until,
 };
 
-/// SAVE, once no other child is at work.
-#[track_caller]
-fn save(client: &mut Client) {
-    until("SAVE is let through", DEADLINE, || {
-        client
-            .command(&["SAVE"])
-            .is_ok_and(|answer| !matches!(answer, Value::Error(_)))
-    });
-}
-
 /// Early data, a SAVE, later data that are stored, and `kill -9`. Returns what must be there afterwards.
 #[track_caller]
 fn save_write_on_and_die(server: &mut Server) -> Digest {
     let mut client = server.client();
     write_everything(&mut client, 0);
-    save(&mut client);
+    client.save();
     write_everything(&mut client, 1);
     client.line("SET late 1");
     client.wait_until_stored(DEADLINE);
@@ -84,7 +74,7 @@ fn a_write_on_the_stale_server_makes_it_suspect() {
     let before = save_write_on_and_die(&mut server);
     perennial.pause();
     server.start_again();
-    server.client().line("SET intruder 1");
+    Client::connect_loaded(&server.address()).line("SET intruder 1");
     perennial.resume();
     let status = archive.until("the suspect root is durable", DEADLINE, |status| {
         status.suspects() == [2] && status.timelines[1].end.is_some()
@@ -108,7 +98,7 @@ fn born_as_a_replica_a_stale_server_catches_up_under_busy_clients() {
     let server = &mut born.server;
     let writers = Writers::start(&server.address(), Load::default());
     writers.until_confirmed_more(50);
-    save(&mut server.client());
+    server.client().save();
     for generation in 2..=3 {
         writers.until_confirmed_more(100);
         server.kill();

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-use super::until;
+use super::{DEADLINE, until};
 
 /// How long a reply may take; WAIT and big values are well below it.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -150,6 +150,15 @@ impl Client {
             info.contains("\nloading:0")
         });
         client
+    }
+
+    /// SAVE, once no other child of the server is at work.
+    #[track_caller]
+    pub fn save(&mut self) {
+        until("SAVE is let through", DEADLINE, || {
+            self.command(&["SAVE"])
+                .is_ok_and(|answer| !matches!(answer, Value::Error(_)))
+        });
     }
 
     /// Writes a marker and waits until a replica has acknowledged it: with Perennial as the only replica, until all
