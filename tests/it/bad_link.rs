@@ -111,3 +111,40 @@ fn a_stalled_link_confirms_nothing_and_recovers() {
     archive.status().assert_chain_of(1);
     perennial.assert_healthy();
 }
+
+/// What servers before 7.0 do to a replica without permission for REPLCONF, and whatever else is no command.
+#[test]
+fn a_malformed_stream_is_said_with_its_offset_and_nothing_before_or_after_is_lost() {
+    let Some(mut server) = REDIS_7_0.start(&LARGE_BACKLOG) else {
+        return;
+    };
+    let proxy = Proxy::to(&server.address());
+    let archive = Archive::new();
+    let mut perennial = Perennial::follow_url(&proxy.url(), &archive, &[]);
+    archive.until_durable();
+    let mut client = server.client();
+    for round in 0..3 {
+        client.line(&format!("SET before:{round} 1"));
+        client.wait_until_stored(DEADLINE);
+        let offset = server.info_number("replication", "master_repl_offset");
+        proxy.inject(b"-NOPERM this is no replication stream\r\n");
+        perennial.until_logged(&format!("{}", offset + 1));
+        client.line(&format!("SET after:{round} 1"));
+        client.wait_until_stored(DEADLINE);
+    }
+    assert!(perennial.log().contains("malformed"), "{}", perennial.log());
+    assert!(
+        perennial.log().contains(&proxy.address()),
+        "{}",
+        perennial.log()
+    );
+    let status = archive.status();
+    status.assert_chain_of(1);
+    assert!(status.timelines[0].gaps.is_empty(), "{status:#?}");
+    let before = Digest::of(&server.address());
+    server.kill();
+    server.start_again();
+    server.until_master_with_data();
+    assert_same(&before, &Digest::of(&server.address()));
+    perennial.assert_healthy();
+}

@@ -103,6 +103,14 @@ impl Proxy {
         self.shared.stalled.store(false, Ordering::SeqCst);
     }
 
+    /// Sends these bytes to every client, as if the server had said them.
+    pub fn inject(&self, bytes: &[u8]) {
+        // Pairs of (client, server), see `connect`.
+        for mut client in self.shared.connections.lock().unwrap().iter().step_by(2) {
+            let _ = client.write_all(bytes);
+        }
+    }
+
     /// Holds every piece back for so long, in each direction.
     pub fn delay(&self, delay: Duration) {
         let milliseconds = u64::try_from(delay.as_millis()).unwrap();
