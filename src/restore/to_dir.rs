@@ -10,7 +10,7 @@ use super::source::{self, Checked, SourceError};
 use crate::archive::layout::ArchiveId;
 use crate::archive::plan::Plan;
 use crate::archive::snapshot::{RdbHead, RdbMagic, read_head};
-use crate::server::control::encode;
+use crate::proto::handshake::command;
 use crate::store::Store;
 
 /// The folder that a server with `appendonly yes` starts from (`protocol-facts` 5.1).
@@ -128,7 +128,7 @@ pub async fn restore(
     // A payload taken from a replica may stand in another database than 0 with no SELECT in the replication
     // stream behind it (`protocol-facts` 2.3); the file begins in database 0.
     if let Some(database) = head.and_then(|head| head.stream_database) {
-        incremental.write(&encode(&[b"SELECT", database.to_string().as_bytes()]))?;
+        incremental.write(&command(&[b"SELECT", database.to_string().as_bytes()]))?;
     }
     let selected = incremental.bytes;
     let mut stream = source::stream(store, archive, plan);

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use super::info::Info;
 use super::net::{Address, Connection};
+use crate::proto::handshake::command;
 
 /// How long one answer may take.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -139,7 +140,7 @@ impl Control {
         let name =
             String::from_utf8_lossy(arguments.first().copied().unwrap_or_default()).into_owned();
         let exchange = async {
-            self.connection.write_all(&encode(arguments)).await?;
+            self.connection.write_all(&command(arguments)).await?;
             self.answer().await
         };
         let outcome = timeout(ANSWER_TIMEOUT, exchange).await;
@@ -296,15 +297,4 @@ enum Answer {
 
 fn head_of(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned()
-}
-
-/// A command as RESP.
-pub fn encode(arguments: &[&[u8]]) -> Vec<u8> {
-    let mut bytes = format!("*{}\r\n", arguments.len()).into_bytes();
-    for argument in arguments {
-        bytes.extend_from_slice(format!("${}\r\n", argument.len()).as_bytes());
-        bytes.extend_from_slice(argument);
-        bytes.extend_from_slice(b"\r\n");
-    }
-    bytes
 }
