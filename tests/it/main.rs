@@ -43,6 +43,8 @@ mod failover_without_to;
 mod bad_input;
 // What status and ls say.
 mod status;
+// Both killed at any moment, again and again.
+mod double_kill;
 // Seeds that must not come about, and stopping while something hangs.
 mod seeds_refused;
 // The help, word for word; every flag has its variable.
