@@ -13,6 +13,7 @@ use std::time::UNIX_EPOCH;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::task::JoinHandle;
 
 use super::{Created, Listed, Store, StoreError, StoreErrorKind, Upload};
 use crate::archive::layout::ObjectName;
@@ -33,6 +34,9 @@ const LEFTOVER_MILLIS_MIN: u64 = 24 * 60 * 60 * 1000;
 
 /// How often a new temporary name is tried.
 const TEMPORARY_NAME_TRIES_MAX: u32 = 16;
+
+/// Bytes of an upload that gather in the system's cache before they are sent on to the disk.
+const SYNC_AHEAD_BYTES: u64 = 16 * 1024 * 1024;
 
 /// How many directories are remembered as made and synced.
 const KNOWN_DIRECTORIES_MAX: usize = 1024;
@@ -146,6 +150,8 @@ impl Store for FsStore {
             store: self.clone(),
             name: name.clone(),
             temporary: Some(temporary),
+            unsynced: 0,
+            syncing: None,
         }))
     }
 
@@ -506,9 +512,39 @@ struct FsUpload {
     name: ObjectName,
     /// Absent after a write that failed or was given up half way.
     temporary: Option<Temporary>,
+    /// Bytes written since the last sync ahead began.
+    unsynced: u64,
+    /// A sync ahead that still runs.
+    syncing: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl FsUpload {
+    /// Waits for the sync ahead before, if one runs: one at a time, so that a disk that is slower than what comes
+    /// slows the upload down. The system tells of bytes that could not be written once only: what it tells here it
+    /// would not tell the sync at the end.
+    async fn synced(&mut self) -> io::Result<()> {
+        match self.syncing.take() {
+            Some(syncing) => syncing
+                .await
+                .unwrap_or_else(|error| Err(io::Error::other(error))),
+            None => Ok(()),
+        }
+    }
+
+    /// Begins to sync what was written while the next bytes come: little is left to wait for at the end, and
+    /// segments that are synced beside a snapshot do not wait for all of it.
+    async fn sync_ahead(&mut self, temporary: &Temporary) -> io::Result<()> {
+        self.synced().await?;
+        let file = temporary.file.try_clone()?;
+        self.syncing = Some(tokio::task::spawn_blocking(move || file.sync_data()));
+        self.unsynced = 0;
+        Ok(())
+    }
+
+    fn error(&self, operation: &'static str, error: &io::Error) -> StoreError {
+        self.store.place.error(operation, Some(&self.name), error)
+    }
+
     fn take(&mut self, operation: &'static str) -> Result<Temporary, StoreError> {
         self.temporary.take().ok_or_else(|| {
             StoreError::new(
@@ -525,7 +561,13 @@ impl FsUpload {
 #[async_trait]
 impl Upload for FsUpload {
     async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
+        // Not put back before all has gone well: then nothing can be completed.
         let mut temporary = self.take("write")?;
+        if self.unsynced >= SYNC_AHEAD_BYTES {
+            let begun = self.sync_ahead(&temporary).await;
+            begun.map_err(|error| self.error("write", &error))?;
+        }
+        self.unsynced += bytes.len() as u64;
         let written = self
             .store
             .blocking("write", Some(&self.name), move |_| {
@@ -539,6 +581,8 @@ impl Upload for FsUpload {
 
     async fn complete(mut self: Box<Self>) -> Result<Created, StoreError> {
         let temporary = self.take("complete")?;
+        let synced = self.synced().await;
+        synced.map_err(|error| self.error("complete", &error))?;
         let name = self.name.clone();
         self.store
             .blocking("complete", Some(&self.name), move |place| {

@@ -149,3 +149,38 @@ fn the_systems_errors_are_said_in_plain_words() {
     let gone = explain(&io::Error::from_raw_os_error(2), Path::new("/not/there"));
     assert!(gone.1.contains("mounted"), "{}", gone.1);
 }
+
+/// A piece of an upload, of a size that makes several begin a sync ahead.
+const PIECE_BYTES: usize = 5 * 1024 * 1024;
+
+#[tokio::test]
+async fn a_large_upload_is_synced_on_the_way_and_whole() {
+    let (_directory, store) = prepared().await;
+    let mut upload = store.begin_upload(&name("a/large")).await.unwrap();
+    let pieces: Vec<Bytes> = (0..9).map(|n| vec![n; PIECE_BYTES].into()).collect();
+    for piece in &pieces {
+        upload.write(piece.clone()).await.unwrap();
+    }
+    assert_eq!(upload.complete().await.unwrap(), Created::New);
+    let stored = store.read(&name("a/large"), None).await.unwrap();
+    assert!(stored == pieces.concat());
+}
+
+#[tokio::test]
+async fn what_a_sync_ahead_was_told_is_not_forgotten() {
+    let (_directory, store) = prepared().await;
+    let failing = |unsynced| FsUpload {
+        store: store.clone(),
+        name: name("a/lost"),
+        temporary: Some(store.place.temporary().unwrap()),
+        unsynced,
+        syncing: Some(tokio::spawn(async { Err(io::Error::other("bad sector")) })),
+    };
+    let error = Box::new(failing(0)).complete().await.unwrap_err();
+    assert!(error.to_string().contains("bad sector"), "{error}");
+    let mut upload = failing(SYNC_AHEAD_BYTES);
+    assert!(upload.write("x".into()).await.is_err());
+    assert!(Box::new(upload).complete().await.is_err());
+    assert!(store.list("", None).await.unwrap().is_empty());
+    assert_eq!(temporaries(&store), 0);
+}
