@@ -98,6 +98,7 @@ unpack_debian() {
 	rm -rf "$work/packages"
 	start_line "$work" "$program"
 	start_line "$work" redis-cli
+	start_line "$work" redis-benchmark
 	mv "$work" "$folder"
 	rm -rf "$root/.apt"
 	say "$name: unpacked into target/servers/$name"

@@ -159,6 +159,12 @@ impl Perennial {
         assert!(self.exited().is_none(), "perennial ended: {}", self.log());
     }
 
+    /// The process id.
+    #[allow(dead_code, reason = "for the bench of the whole loop")]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// The largest resident size so far, in bytes.
     pub fn resident_bytes_peak(&self) -> Option<u64> {
         self.process.resident_bytes_peak()
