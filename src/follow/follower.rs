@@ -19,7 +19,7 @@ use crate::archive::layout::{
 };
 use crate::clock::Clock;
 use crate::decide::{Again, Follow, Offer, Outcome, Reply, Role, Server, Suspicion, after_sync};
-use crate::position::{Offset, Position, ReplicationId, TimelineSeq};
+use crate::position::{Offset, Position, ReplicationId, Ticks, TimelineSeq};
 use crate::proto::handshake::{Auth, PsyncRequest};
 use crate::proto::replica::{Event, Refusal, ReplicaOptions};
 use crate::proto::resp::Malformed;
@@ -120,17 +120,28 @@ pub(super) struct Lane {
 pub(super) enum SnapshotNeed {
     /// Nothing is missing.
     None,
-    /// To be fetched over a connection of its own.
-    Wanted,
+    /// To be fetched over a connection of its own, while a link is up: a server that comes up empty must not
+    /// be asked for a payload before it has been looked at.
+    Wanted {
+        /// Attempts that failed.
+        attempts: u32,
+        /// Each attempt makes the master fork: not before this.
+        not_before: Ticks,
+    },
     /// It comes on the link itself, at this offset, because the server cannot leave it out.
     OnLink(Offset),
     /// Being fetched.
-    Running(JoinHandle<Result<(), SnapshotFailure>>),
+    Running {
+        /// Attempts that failed before.
+        attempts: u32,
+        /// The attempt.
+        task: JoinHandle<Result<(), SnapshotFailure>>,
+    },
 }
 
 impl Drop for SnapshotNeed {
     fn drop(&mut self) {
-        if let Self::Running(task) = self {
+        if let Self::Running { task, .. } = self {
             task.abort();
         }
     }
@@ -380,7 +391,10 @@ impl Follower {
     ) -> Result<Lane, FollowEnd> {
         let need = |at| {
             if filtered {
-                SnapshotNeed::Wanted
+                SnapshotNeed::Wanted {
+                    attempts: 0,
+                    not_before: Ticks(0),
+                }
             } else {
                 SnapshotNeed::OnLink(at)
             }

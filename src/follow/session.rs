@@ -158,7 +158,7 @@ impl Follower {
             .filter(|_| session.uploader.has_slot());
         let stall_at =
             (!read).then(|| now.plus(STALL_MILLIS_MAX.saturating_sub(session.stalled_millis)));
-        let deadline = [seal_at, stall_at, session.stop_at]
+        let deadline = [seal_at, stall_at, session.stop_at, self.snapshot_due()]
             .into_iter()
             .flatten()
             .min();
@@ -168,7 +168,7 @@ impl Follower {
         let snapshot = self.lane.as_mut().map(|lane| &mut lane.snapshot);
         let snapshot = async {
             match snapshot {
-                Some(SnapshotNeed::Running(task)) => task.await.expect(
+                Some(SnapshotNeed::Running { task, .. }) => task.await.expect(
                     "the snapshot task neither panics nor is cancelled while it is awaited",
                 ),
                 _ => std::future::pending().await,
@@ -227,7 +227,7 @@ impl Follower {
     fn payload_on_link(&self) -> Option<Offset> {
         match self.lane.as_ref()?.snapshot {
             SnapshotNeed::OnLink(at) => Some(at),
-            SnapshotNeed::None | SnapshotNeed::Wanted | SnapshotNeed::Running(_) => None,
+            SnapshotNeed::None | SnapshotNeed::Wanted { .. } | SnapshotNeed::Running { .. } => None,
         }
     }
 
@@ -346,8 +346,16 @@ impl Follower {
 
     fn start_snapshot(&mut self, uploader: &Arc<Uploader>) {
         let options = self.replica_options(PsyncRequest::Full);
+        let now = self.clock.ticks();
         let Some(lane) = &mut self.lane else { return };
-        if !matches!(lane.snapshot, SnapshotNeed::Wanted) {
+        let SnapshotNeed::Wanted {
+            attempts,
+            not_before,
+        } = lane.snapshot
+        else {
+            return;
+        };
+        if now < not_before {
             return;
         }
         let (redis, uploader) = (self.redis.clone(), Arc::clone(uploader));
@@ -356,42 +364,50 @@ impl Follower {
             Arc::clone(&self.budget),
             Arc::clone(&self.clock),
         );
-        lane.snapshot = SnapshotNeed::Running(tokio::spawn(async move {
-            let mut attempts = 0;
-            loop {
-                let (uploader, clock) = (Arc::clone(&uploader), Arc::clone(&clock));
-                let (encoder, budget) = (Arc::clone(&encoder), Arc::clone(&budget));
-                match fetch(&redis, options.clone(), uploader, encoder, budget, clock).await {
-                    Ok((offset, bytes)) => {
-                        tracing::info!(%offset, bytes, "snapshot complete");
-                        return Ok(());
-                    }
-                    Err(error @ SnapshotFailure::OtherHistory { .. }) => return Err(error),
-                    Err(error) => {
-                        attempts += 1;
-                        let wait =
-                            jittered(backoff(SNAPSHOT_RETRY_FIRST, SNAPSHOT_RETRY_MAX, attempts));
-                        tracing::warn!(
-                            attempts,
-                            wait_ms = wait.as_millis(),
-                            "{error}; trying again"
-                        );
-                        tokio::time::sleep(wait).await;
-                    }
-                }
-            }
-        }));
+        let task = tokio::spawn(async move {
+            let (offset, bytes) = fetch(&redis, options, uploader, encoder, budget, clock).await?;
+            tracing::info!(%offset, bytes, "snapshot complete");
+            Ok(())
+        });
+        lane.snapshot = SnapshotNeed::Running { attempts, task };
     }
 
+    /// Another history ends the link; whatever else failed is tried again after a while.
     fn snapshot_ended(&mut self, result: Result<(), SnapshotFailure>) -> Result<(), FollowEnd> {
-        if let Some(lane) = &mut self.lane {
-            lane.snapshot = if result.is_ok() {
-                SnapshotNeed::None
-            } else {
-                SnapshotNeed::Wanted
-            };
+        let now = self.clock.ticks();
+        let Some(lane) = &mut self.lane else {
+            return Ok(());
+        };
+        let failed = match lane.snapshot {
+            SnapshotNeed::Running { attempts, .. } => attempts + 1,
+            SnapshotNeed::None | SnapshotNeed::Wanted { .. } | SnapshotNeed::OnLink(_) => 1,
+        };
+        let Err(error) = result else {
+            lane.snapshot = SnapshotNeed::None;
+            return Ok(());
+        };
+        let wait = jittered(backoff(SNAPSHOT_RETRY_FIRST, SNAPSHOT_RETRY_MAX, failed));
+        let wait_millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        lane.snapshot = SnapshotNeed::Wanted {
+            attempts: failed,
+            not_before: now.plus(wait_millis),
+        };
+        if matches!(error, SnapshotFailure::OtherHistory { .. }) {
+            return Err(FollowEnd::Snapshot(error));
         }
-        result.map_err(FollowEnd::Snapshot)
+        tracing::warn!(
+            attempts = failed,
+            wait_ms = wait_millis,
+            "{error}; trying again"
+        );
+        Ok(())
+    }
+
+    fn snapshot_due(&self) -> Option<Ticks> {
+        match self.lane.as_ref()?.snapshot {
+            SnapshotNeed::Wanted { not_before, .. } => Some(not_before),
+            SnapshotNeed::None | SnapshotNeed::OnLink(_) | SnapshotNeed::Running { .. } => None,
+        }
     }
 
     fn begin_to_stop(&self, session: &mut Session, now: Ticks) {
