@@ -9,6 +9,9 @@ use crate::position::{Offset, Position, ReplicationId, TimelineSeq, UnixMillis};
 /// How long ago two branches may both have moved before a seed refuses to choose between them.
 pub const CONTESTED_MILLIS: u64 = 5 * 60 * 1000;
 
+/// Bytes that arrived this much later than an acceptance were on their way when it was made.
+const ACCEPTED_MARGIN_MILLIS: u64 = 2_000;
+
 /// A complete snapshot, as its name tells it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SnapshotEntry {
@@ -58,6 +61,8 @@ pub struct Timeline {
     pub document: TimelineDocument,
     /// Its rank among acceptances, where `perennial accept` chose it: (highest number then, order).
     pub accepted: Option<(TimelineSeq, u32)>,
+    /// When that was, where it was looked up: it was chosen over what was there then.
+    pub accepted_at: Option<UnixMillis>,
     /// Complete snapshots, by offset.
     pub snapshots: Vec<SnapshotEntry>,
     /// Segments, by first byte.
@@ -73,6 +78,7 @@ impl Timeline {
         Self {
             document,
             accepted: None,
+            accepted_at: None,
             snapshots: Vec::new(),
             segments: Vec::new(),
             boundary: None,
@@ -267,6 +273,13 @@ impl Catalog {
         self.highest.map_or(TimelineSeq::FIRST, TimelineSeq::next)
     }
 
+    /// Records when a timeline was accepted, as the note of its acceptance says.
+    pub fn set_accepted_at(&mut self, seq: TimelineSeq, at: UnixMillis) {
+        if let Some(timeline) = self.timelines.get_mut(&seq) {
+            timeline.accepted_at = Some(at);
+        }
+    }
+
     /// Records the last command boundary of a timeline, found in its blocks: what may be acknowledged,
     /// resumed from and restored to. Bytes beyond it belong to an unfinished command or transaction.
     pub fn set_boundary(&mut self, seq: TimelineSeq, boundary: Offset) {
@@ -457,8 +470,13 @@ impl Catalog {
         let head_timeline = self.timelines.get(&head.timeline)?;
         let head_began = head_timeline.document.created_at;
         let head_last_at = head_timeline.last_at();
-        // A person who accepted the head chose it over everything that was there.
-        let chosen_over = head_timeline.accepted.map(|(rank, _)| rank);
+        // A person who accepted the head chose it over everything that was there, not over what came later.
+        let chosen = head_timeline.accepted.zip(head_timeline.accepted_at);
+        let chosen_over = |timeline: &Timeline| {
+            chosen.is_some_and(|((rank, _), at)| {
+                timeline.seq() <= rank && timeline.last_at().0 <= at.0 + ACCEPTED_MARGIN_MILLIS
+            })
+        };
         self.timelines.values().rev().find_map(|timeline| {
             let end = Position {
                 timeline: timeline.seq(),
@@ -470,7 +488,7 @@ impl Catalog {
             let rival = lately
                 && last_at > head_began
                 && self.suspect(timeline.seq()).is_none()
-                && Some(timeline.seq()) > chosen_over
+                && !chosen_over(timeline)
                 && !self.is_ancestor(end, head);
             rival.then_some(end)
         })
@@ -757,15 +775,24 @@ mod tests {
             "the old branch ended before the new one began"
         );
         assert_eq!(sketch(2500).rival(now), Some(at(1, 2500)));
-        let chosen = Sketch::default()
-            .timeline(1, 1, None, 0)
-            .snapshot(0)
-            .segment(1, 2500)
-            .timeline(2, 2, Some((1, 100)), 100)
-            .segment(101, 3000)
-            .accepted(2, 1)
-            .catalog();
-        assert_eq!(chosen.rival(now), None, "somebody chose");
+        let accepted_at = |at| {
+            let mut chosen = Sketch::default()
+                .timeline(1, 1, None, 0)
+                .snapshot(0)
+                .segment(1, 2500)
+                .timeline(2, 2, Some((1, 100)), 100)
+                .segment(101, 3000)
+                .accepted(2, 1)
+                .catalog();
+            chosen.set_accepted_at(TimelineSeq::new(2), UnixMillis(at));
+            chosen.rival(now)
+        };
+        assert_eq!(accepted_at(2500), None, "somebody chose");
+        assert_eq!(
+            accepted_at(100),
+            Some(at(1, 2500)),
+            "what came later was not chosen over"
+        );
         let long_after = UnixMillis(4000 + 10 * CONTESTED_MILLIS);
         assert_eq!(
             sketch(3500).rival(long_after),

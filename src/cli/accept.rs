@@ -32,10 +32,20 @@ pub async fn run(arguments: &AcceptArguments, clock: &dyn Clock) -> anyhow::Resu
         .map(TimelineSeq::new)
         .or_else(newest_suspect)
     else {
-        bail!(
-            "no timeline in {} is suspect and restorable: nothing to accept",
-            store.address()
-        );
+        let waiting = catalog
+            .timelines()
+            .rev()
+            .find(|timeline| catalog.suspect(timeline.seq()).is_some());
+        match waiting.map(Timeline::seq) {
+            Some(seq) => bail!(
+                "timeline {seq} is suspect, but nothing on it can be restored yet: wait until `perennial run` says \
+                 `snapshot complete`"
+            ),
+            None => bail!(
+                "no timeline in {} is suspect: nothing to accept",
+                store.address()
+            ),
+        }
     };
     let Some(id) = catalog.timeline(seq).map(Timeline::id) else {
         bail!(

@@ -117,7 +117,8 @@ pub struct RestoreArguments {
     #[arg(long, env = "PERENNIAL_TO", hide_env_values = true, value_name = "DIR")]
     pub to: PathBuf,
 
-    /// Which moment: latest, timeline:SEQ (its end), or offset:N (on the head's timeline; or offset:N@SEQ)
+    /// Which moment: latest, timeline:SEQ (its end), or offset:N (on the way to the head; on another
+    /// timeline offset:N@SEQ)
     #[arg(
         long,
         env = "PERENNIAL_AT",

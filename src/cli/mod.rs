@@ -34,7 +34,10 @@ pub struct Exit {
 /// Runs the command line given to this process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_logging();
+    if let Err(error) = start_logging() {
+        complain(&error);
+        return ExitCode::from(2);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -99,15 +102,25 @@ fn say(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
-fn start_logging() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("PERENNIAL_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+fn start_logging() -> anyhow::Result<()> {
+    let wanted = std::env::var("PERENNIAL_LOG").unwrap_or_default();
+    // A word that is no level would be taken for a module's name, and everything else be silent.
+    let levels = ["", "off", "error", "warn", "info", "debug", "trace"];
+    if !wanted.contains('=') && !levels.contains(&wanted.as_str()) {
+        anyhow::bail!(
+            "PERENNIAL_LOG: {wanted:?} is not a level: write error, warn, info, debug or trace"
+        );
+    }
+    let directives = if wanted.is_empty() { "info" } else { &wanted };
+    let filter = tracing_subscriber::EnvFilter::try_new(directives)
+        .map_err(|error| anyhow::anyhow!("PERENNIAL_LOG: {error}"))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
+    Ok(())
 }
 
 /// `true` after the first SIGTERM or SIGINT; the second one ends the process at once.

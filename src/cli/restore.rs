@@ -39,6 +39,9 @@ pub async fn run(arguments: RestoreArguments) -> anyhow::Result<()> {
     let (planned, loaded) = planned;
     if arguments.dry_run {
         print_plan(&planned, arguments.json);
+        if matches!(at, When::Offset(..)) && !arguments.json {
+            say("whether the offset lies between two commands is found out by restoring");
+        }
         return Ok(());
     }
     let archive = loaded.catalog.archive().map(|document| document.archive);
@@ -64,9 +67,13 @@ pub async fn run(arguments: RestoreArguments) -> anyhow::Result<()> {
             "payload_bytes": restored.payload_bytes,
             "stream_bytes": restored.stream_bytes,
             "server": restored.server,
+            "moved_aside": restored.moved_aside,
         })
         .to_string());
     } else {
+        for name in &restored.moved_aside {
+            say(&format!("what was there is kept as {name}"));
+        }
         say(&format!(
             "restored {} to {}: {} of snapshot and {} of replication stream, written by {}\nstart a server on it:\n  redis-server --dir {} --appendonly yes",
             planned.target,
@@ -106,11 +113,22 @@ async fn plan_for(
     mut loaded: Loaded,
     store: &dyn Store,
 ) -> anyhow::Result<(Result<Plan, PlanError>, Loaded)> {
-    let head = loaded.catalog.head().map(|head| head.timeline);
+    let catalog = &loaded.catalog;
+    let head = catalog.head();
+    // An offset without a timeline counts on the head's way: before a failover or a seed, on an ancestor.
+    let on_the_way = |offset: Offset| {
+        let way = head.map(|head| catalog.lineage(head)).unwrap_or_default();
+        let step = way.iter().find(|step| {
+            catalog
+                .timeline(step.timeline)
+                .is_some_and(|timeline| timeline.document.start <= offset)
+        });
+        step.or(way.last()).map(|step| step.timeline)
+    };
     let target = match at {
         When::Latest => Target::Latest,
         When::Timeline(seq) => Target::Timeline(seq),
-        When::Offset(offset, timeline) => match timeline.or(head) {
+        When::Offset(offset, timeline) => match timeline.or_else(|| on_the_way(offset)) {
             Some(timeline) => Target::Offset(Position { timeline, offset }),
             // An archive without a head is empty: planned as such.
             None => Target::Latest,

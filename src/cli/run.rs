@@ -64,6 +64,7 @@ pub async fn run(
         "perennial {}", env!("CARGO_PKG_VERSION")
     );
     let Some(archive) = open_archive(&options, &*store, &*clock, &mut stop).await? else {
+        tracing::info!("stopped before the archive could be opened: nothing was followed");
         return Ok(());
     };
     let seeder = match early {
@@ -499,7 +500,9 @@ impl Runner {
         let followed = self.follower.progress();
         let drained = tokio::time::timeout(shutdown_timeout / 4, self.follower.settle()).await;
         if drained.is_ok() {
-            if followed.is_some_and(|progress| progress.durable.is_none()) {
+            if followed.is_none() {
+                tracing::info!("stopped: nothing was on its way to the archive");
+            } else if followed.is_some_and(|progress| progress.durable.is_none()) {
                 tracing::warn!(
                     "stopped before the first snapshot was complete: nothing of this timeline can be restored"
                 );

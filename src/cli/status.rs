@@ -51,7 +51,7 @@ pub fn as_json(loaded: &Loaded, address: &str, now: UnixMillis) -> Value {
         "head": head_json,
         "durable_offset": head.map(|head| head.offset.as_u64()),
         "timelines": catalog.timelines().map(|timeline| timeline_json(catalog, timeline)).collect::<Vec<_>>(),
-        "problems": problems(catalog, now),
+        "problems": problems(catalog, address, now),
     })
 }
 
@@ -85,7 +85,7 @@ fn timeline_json(catalog: &Catalog, timeline: &Timeline) -> Value {
 }
 
 /// What is wrong, and what to do about it.
-pub fn problems(catalog: &Catalog, now: UnixMillis) -> Vec<String> {
+pub fn problems(catalog: &Catalog, address: &str, now: UnixMillis) -> Vec<String> {
     let mut problems = catalog.problems.clone();
     if !catalog.has_data() {
         problems.push(
@@ -98,7 +98,7 @@ pub fn problems(catalog: &Catalog, now: UnixMillis) -> Vec<String> {
         let seq = timeline.seq();
         if let Some(why) = catalog.suspect(seq) {
             problems.push(format!(
-                "timeline {seq} is suspect: {why}; if it is the right one: perennial accept {seq}"
+                "timeline {seq} is suspect: {why}; if it is the right one: perennial accept {seq} --archive {address}"
             ));
         }
         for gap in catalog.gaps(seq) {
@@ -154,7 +154,7 @@ fn as_text(loaded: &Loaded, address: &str, now: UnixMillis) -> String {
                 .map(Timeline::last_at)
                 .unwrap_or_default();
             lines.push(format!(
-                "latest  {head}, last byte received {} ({})",
+                "latest  {head}\n    last byte received {} ({})",
                 time(at),
                 ago(at, now)
             ));
@@ -167,7 +167,7 @@ fn as_text(loaded: &Loaded, address: &str, now: UnixMillis) -> String {
             .timelines()
             .map(|timeline| timeline_line(catalog, timeline)),
     );
-    let problems = problems(catalog, now);
+    let problems = problems(catalog, address, now);
     if !problems.is_empty() {
         lines.push(String::new());
         lines.extend(problems.iter().map(|problem| format!("! {problem}")));
@@ -175,7 +175,7 @@ fn as_text(loaded: &Loaded, address: &str, now: UnixMillis) -> String {
     lines.join("\n")
 }
 
-/// One timeline on a line.
+/// One timeline, on two lines that fit a terminal.
 pub fn timeline_line(catalog: &Catalog, timeline: &Timeline) -> String {
     let seq = timeline.seq();
     let origin = match timeline.document.parent {
@@ -193,10 +193,18 @@ pub fn timeline_line(catalog: &Catalog, timeline: &Timeline) -> String {
         (false, false) => "",
     };
     format!(
-        "timeline {seq}  {}  {origin}, {end}, {} snapshots, {} segments, {}{standing}",
+        "timeline {seq}  {}  {origin}{standing}\n    {end}, {}, {}, {}",
         &timeline.id().to_string()[..8],
-        timeline.snapshots.len(),
-        timeline.segments.len(),
+        counted(timeline.snapshots.len(), "snapshot"),
+        counted(timeline.segments.len(), "segment"),
         bytesize::ByteSize(timeline.stored_bytes()),
     )
+}
+
+fn counted(count: usize, what: &str) -> String {
+    if count == 1 {
+        format!("1 {what}")
+    } else {
+        format!("{count} {what}s")
+    }
 }

@@ -360,6 +360,12 @@ impl Follower {
             .map_err(|error| {
                 FollowEnd::Link(format!("cannot connect to {}: {error}", self.redis))
             })?;
+        if psync == PsyncRequest::Full {
+            tracing::info!(
+                "asking {} for everything; it may wait for its repl-diskless-sync-delay first (5 s by default)",
+                self.redis
+            );
+        }
         let mut filtered = true;
         loop {
             let event = tokio::select! {
@@ -471,7 +477,7 @@ impl Follower {
                         seq
                     }
                 };
-                say_new_timeline(seq, id, parent, start, suspect);
+                say_new_timeline(seq, id, parent, start, suspect, &self.store.address());
                 let known = parent.map(|parent| Boundary {
                     offset: start,
                     database: loaded.boundary(parent).database,
@@ -553,12 +559,13 @@ fn say_new_timeline(
     parent: Option<Position>,
     start: Offset,
     suspect: Option<Suspicion>,
+    address: &str,
 ) {
     match (suspect, parent) {
         (Some(why), _) => tracing::error!(
             timeline = %seq, %id, %start,
             "suspect timeline: {why}. It is archived but no seed will use it; if this server is right, run \
-             `perennial accept`"
+             `perennial accept {seq} --archive {address}`"
         ),
         (None, Some(parent)) => {
             tracing::info!(timeline = %seq, %id, %parent, "following: a child timeline begins");

@@ -39,6 +39,12 @@ pub enum ToDirError {
         /// What the system said.
         error: std::io::Error,
     },
+    /// A file is in the way.
+    #[error("{} is a file: --to needs a folder, which is made if it is not there", path.display())]
+    NotAFolder {
+        /// The file.
+        path: PathBuf,
+    },
     /// There is data already.
     #[error(
         "{} already holds data ({found}): nothing was touched; choose another folder, or --force to move it aside",
@@ -72,6 +78,8 @@ pub struct Restored {
     pub stream_bytes: u64,
     /// The version of the server that wrote the payload, where it says.
     pub server: String,
+    /// What was there before, under its new names.
+    pub moved_aside: Vec<String>,
 }
 
 fn io_error<'a>(
@@ -98,6 +106,11 @@ pub async fn restore(
     force: bool,
     mut report: impl FnMut(u64),
 ) -> Result<Restored, ToDirError> {
+    if directory.is_file() {
+        return Err(ToDirError::NotAFolder {
+            path: directory.to_owned(),
+        });
+    }
     let _created = RemoveIfEmpty(missing(directory));
     std::fs::create_dir_all(directory).map_err(io_error("create folder", directory))?;
     let aside = refuse_data(directory, force)?;
@@ -142,9 +155,7 @@ pub async fn restore(
     sync_directory(&staging)?;
 
     let place = directory.join(AOF_DIRECTORY);
-    if let Some(aside) = &aside {
-        move_aside(directory, aside)?;
-    }
+    let moved_aside = move_aside(directory, &aside.unwrap_or_default())?;
     std::fs::rename(&staging, &place).map_err(io_error("rename to", &place))?;
     std::mem::forget(cleanup);
     sync_directory(directory)?;
@@ -153,6 +164,7 @@ pub async fn restore(
         payload_bytes,
         stream_bytes,
         server,
+        moved_aside,
     })
 }
 
@@ -203,16 +215,18 @@ fn refuse_data(directory: &Path, force: bool) -> Result<Option<Vec<&'static str>
     })
 }
 
-fn move_aside(directory: &Path, names: &[&str]) -> Result<(), ToDirError> {
+fn move_aside(directory: &Path, names: &[&str]) -> Result<Vec<String>, ToDirError> {
+    let mut moved = Vec::new();
     for name in names {
         let from = directory.join(name);
         let free = (1..)
-            .map(|number| directory.join(format!("{name}.before-restore-{number}")))
-            .find(|path| path.symlink_metadata().is_err())
+            .map(|number| format!("{name}.before-restore-{number}"))
+            .find(|name| directory.join(name).symlink_metadata().is_err())
             .expect("some number is free");
-        std::fs::rename(&from, free).map_err(io_error("move aside", &from))?;
+        std::fs::rename(&from, directory.join(&free)).map_err(io_error("move aside", &from))?;
+        moved.push(free);
     }
-    Ok(())
+    Ok(moved)
 }
 
 fn sync_directory(path: &Path) -> Result<(), ToDirError> {

@@ -79,6 +79,8 @@ pub enum ControlError {
 fn hint(answer: &str) -> &'static str {
     if answer.starts_with("NOAUTH") {
         "; give the password by --redis-password-file, or in --redis as redis://:password@host:port"
+    } else if answer.contains("without any password configured") {
+        "; the server has no password: take it out of --redis"
     } else if answer.starts_with("WRONGPASS") || answer.starts_with("ERR invalid password") {
         "; check the user and password in --redis and --redis-password-file"
     } else if answer.starts_with("NOPERM") {

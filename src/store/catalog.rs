@@ -232,6 +232,26 @@ pub async fn load(store: &dyn Store, ids: &[ReplicationId]) -> Result<Loaded, Ca
         boundaries: BTreeMap::new(),
         damaged: Vec::new(),
     };
+    let accepted = loaded
+        .catalog
+        .head()
+        .and_then(|head| loaded.catalog.timeline(head.timeline))
+        .and_then(|timeline| {
+            timeline
+                .accepted
+                .map(|(rank, order)| (timeline.seq(), timeline.id(), rank, order))
+        });
+    if let Some((seq, id, rank, order)) = accepted {
+        let name = Object::Accepted {
+            seq,
+            id,
+            rank,
+            order,
+        }
+        .name();
+        let document = read_document(store, &name, AcceptedDocument::decode).await?;
+        loaded.catalog.set_accepted_at(seq, document.accepted_at);
+    }
     let wanted: Vec<TimelineSeq> = {
         let catalog = &loaded.catalog;
         let head = catalog.head().map(|head| head.timeline);
