@@ -186,10 +186,12 @@ impl Catalog {
             .map(|document| ((document.seq, document.id), Timeline::new(document)))
             .collect();
         let mut problems = Vec::new();
+        let mut highest = folders.keys().map(|(seq, _)| *seq).max();
         for (name, object, bytes) in objects {
             let Some((seq, id)) = object.timeline() else {
                 continue;
             };
+            highest = highest.max(Some(seq));
             let Some(timeline) = folders.get_mut(&(seq, id)) else {
                 if !matches!(object, Object::Timeline { .. }) {
                     problems.push(format!("{name} lies in a timeline without timeline.json"));
@@ -214,7 +216,6 @@ impl Catalog {
                 Object::Archive | Object::Timeline { .. } => {}
             }
         }
-        let highest = folders.keys().map(|(seq, _)| *seq).max();
         let mut timelines: BTreeMap<TimelineSeq, Timeline> = BTreeMap::new();
         let mut contested: Vec<TimelineSeq> = Vec::new();
         for ((seq, _), mut timeline) in folders {

@@ -94,7 +94,9 @@ pub async fn run(
         let round = tokio::select! {
             round = runner.round(&mut stop) => round?,
             // Whatever hangs then is given up: what was received is waited for below.
-            () = overdue(stopped.clone(), shutdown_timeout) => break,
+            () = overdue(stopped.clone(), shutdown_timeout) => {
+                anyhow::bail!("stopping took longer than --shutdown-timeout: what was not stored is lost with the master");
+            }
         };
         let wait = match round {
             Round::Again => {
@@ -313,11 +315,12 @@ impl Runner {
         if info.is_loading() {
             return nothing(format!("{} is loading its data", self.options.redis));
         }
-        let local_ip = control.local_ip();
-        let server = match info.server(|host, port| self.seeder.is_us(host, port, local_ip)) {
-            Ok(server) => server,
-            Err(error) => return Ok(Looked::Nothing(Said::slow(error.to_string()))),
-        };
+        let (local_ip, same_machine) = (control.local_ip(), control.is_local());
+        let server =
+            match info.server(|host, port| self.seeder.is_us(host, port, local_ip, same_machine)) {
+                Ok(server) => server,
+                Err(error) => return Ok(Looked::Nothing(Said::slow(error.to_string()))),
+            };
         self.follower.know_server(&info);
         if self.follower.can_resume(&server) {
             return Ok(Looked::Resume);
@@ -373,8 +376,10 @@ impl Runner {
         } = decided;
         match action {
             Action::Follow(follow) => {
-                let (seeder, local_ip) = (&self.seeder, control.local_ip());
-                let is_us = |host: &str, port: u16| seeder.is_us(host, port, local_ip);
+                let (seeder, local_ip, same_machine) =
+                    (&self.seeder, control.local_ip(), control.is_local());
+                let is_us =
+                    |host: &str, port: u16| seeder.is_us(host, port, local_ip, same_machine);
                 let began = self.clock.ticks();
                 let end = self
                     .follower
@@ -457,11 +462,12 @@ impl Runner {
             ))));
         }
         tracing::info!("seeding {}: {}", self.options.redis, summary(&planned));
-        let (seeder, local_ip) = (&self.seeder, control.local_ip());
+        let (seeder, local_ip, same_machine) =
+            (&self.seeder, control.local_ip(), control.is_local());
         let (policy, now) = (self.options.seed, self.clock.unix());
         let unchanged = |info: &Info| {
             let again = info
-                .server(|host, port| seeder.is_us(host, port, local_ip))
+                .server(|host, port| seeder.is_us(host, port, local_ip, same_machine))
                 .map_err(|_| "INFO became unusable")?;
             still_to_be_seeded(
                 &again,

@@ -97,15 +97,20 @@ pub struct Look {
     pub rival: Option<Position>,
 }
 
+/// Clocks of machines in one place differ by this much, milliseconds.
+const CLOCK_SKEW_MILLIS: u64 = 5_000;
+
 /// Looks at a server beside an archive. `now` is our own wall clock.
 pub fn look(server: &Server, catalog: &Catalog, now: UnixMillis) -> Look {
     let head_last_at = catalog
         .head()
         .and_then(|head| catalog.timeline(head.timeline))
         .map(Timeline::last_at);
-    // A clock that was set back proves nothing: taken for a restart, which trusts the server less.
-    let started_after =
-        |at: UnixMillis| at > now || server.uptime_millis < now.0.saturating_sub(at.0);
+    // A clock that was set back proves nothing: taken for a restart, which trusts the server less. Streamers'
+    // clocks differ by seconds.
+    let started_after = |at: UnixMillis| {
+        at.0 > now.0 + CLOCK_SKEW_MILLIS || server.uptime_millis < now.0.saturating_sub(at.0)
+    };
     Look {
         role: server.role,
         relation: relate(server, catalog),
@@ -144,7 +149,8 @@ fn relate(server: &Server, catalog: &Catalog) -> Relation {
             same_process: same_process(server, catalog),
         };
     };
-    if is_older(catalog, id, last) {
+    // Through the previous id it has been a master since: as a replica of ours it may hold what clients wrote.
+    if is_older(catalog, id, last) && (server.untouched || server.role != Role::ReplicaOfUs) {
         return Relation::Older;
     }
     if let Some(offer) = covered(catalog, id, last) {
@@ -361,6 +367,18 @@ pub(super) mod tests {
             ..server(1, 400)
         };
         assert_eq!(relate(&ours, &catalog), Relation::Older);
+        let wrote = Server {
+            role: Role::ReplicaOfUs,
+            untouched: false,
+            ..promoted(9, 1, 400)
+        };
+        assert_eq!(
+            relate(&wrote, &catalog),
+            Relation::Unknown {
+                same_process: false
+            },
+            "a master since, and written to: its data are its own"
+        );
         let gap = Sketch::default()
             .timeline(1, 1, None, 0)
             .snapshot(0)

@@ -17,6 +17,7 @@ use crate::archive::block::{BlockContext, Boundary};
 use crate::archive::layout::{
     AcceptedDocument, ArchiveId, DOCUMENT_FORMAT, Source, TimelineDocument,
 };
+use crate::archive::timeline::Catalog;
 use crate::clock::Clock;
 use crate::decide::{Again, Follow, Offer, Outcome, Reply, Role, Server, Suspicion, after_sync};
 use crate::position::{Offset, Position, ReplicationId, Ticks, TimelineSeq};
@@ -111,8 +112,9 @@ pub(super) struct Lane {
     /// command as well: else one that is longer than a link lasts would never arrive.
     pub(super) pipeline: Pipeline,
     pub(super) snapshot: SnapshotNeed,
-    /// No seed would use it: nothing on it is acknowledged until somebody accepts it.
-    pub(super) suspect: bool,
+    /// Where no seed would use it: itself and its ancestors, of which one must be accepted before anything on
+    /// it is acknowledged.
+    pub(super) suspects: Vec<(TimelineSeq, ReplicationId)>,
 }
 
 /// Whether the timeline still waits for a snapshot.
@@ -249,7 +251,17 @@ impl Follower {
             .open_lane(outcome, decided.offer, loaded, &info, filtered)
             .await
         {
-            Ok(lane) => self.lane = Some(lane),
+            Ok(mut lane) => {
+                // A timeline that lives shows it, so that one that has ended does not outlive it by its last PINGs.
+                if loaded
+                    .catalog
+                    .timeline(lane.uploader.context().timeline)
+                    .is_none()
+                {
+                    lane.pipeline.seal_pings_from(self.clock.ticks());
+                }
+                self.lane = Some(lane);
+            }
             Err(end) => return end,
         }
         if decided.accept
@@ -269,10 +281,9 @@ impl Follower {
         let catalog = &loaded.catalog;
         let is_head = catalog.head().is_some_and(|head| head.timeline == timeline);
         let is_new = catalog.timeline(timeline).is_none();
-        if !lane.suspect && (is_head || is_new) {
+        if lane.suspects.is_empty() && (is_head || is_new) {
             return Ok(());
         }
-        lane.suspect = false;
         tracing::warn!(%timeline, %id, "--seed start-over: this server is the head from now on");
         let document = AcceptedDocument {
             format: DOCUMENT_FORMAT,
@@ -280,7 +291,13 @@ impl Follower {
             by: "perennial run --seed start-over".into(),
             reason: "whatever this server holds is the head".into(),
         };
-        catalog::accept(&*self.store, catalog, timeline, id, document).await
+        // Not noted, it is not the head: the whole attempt is made again.
+        if let Err(error) = catalog::accept(&*self.store, catalog, timeline, id, document).await {
+            self.lane = None;
+            return Err(error);
+        }
+        lane.suspects.clear();
+        Ok(())
     }
 
     /// Goes on where the last link broke off. Anything but the same history ends it.
@@ -405,7 +422,7 @@ impl Follower {
                 SnapshotNeed::OnLink(at)
             }
         };
-        let doubt = |seq| loaded.catalog.suspect(seq).is_some();
+        let doubt = |seq| suspects(&loaded.catalog, seq);
         match outcome {
             Outcome::Again(again) => Err(FollowEnd::Again(again)),
             Outcome::Resume(position) => {
@@ -494,8 +511,12 @@ impl Follower {
                 } else {
                     SnapshotNeed::None
                 };
-                let doubtful =
-                    suspect.is_some() || parent.is_some_and(|parent| doubt(parent.timeline));
+                let mut doubtful = parent
+                    .map(|parent| doubt(parent.timeline))
+                    .unwrap_or_default();
+                if suspect.is_some() || !doubtful.is_empty() {
+                    doubtful.push((seq, id));
+                }
                 Ok(self.lane(seq, id, known, streams, need, doubtful))
             }
         }
@@ -508,7 +529,7 @@ impl Follower {
         known: Option<Boundary>,
         received: Boundary,
         snapshot: SnapshotNeed,
-        suspect: bool,
+        suspects: Vec<(TimelineSeq, ReplicationId)>,
     ) -> Lane {
         let context = BlockContext {
             archive: self.archive,
@@ -521,7 +542,7 @@ impl Follower {
             uploader,
             pipeline,
             snapshot,
-            suspect,
+            suspects,
         }
     }
 
@@ -551,6 +572,22 @@ impl Follower {
             },
         }
     }
+}
+
+/// A suspect timeline and its ancestors, of which each may be accepted; nothing for any other.
+fn suspects(catalog: &Catalog, seq: TimelineSeq) -> Vec<(TimelineSeq, ReplicationId)> {
+    if catalog.suspect(seq).is_none() {
+        return Vec::new();
+    }
+    let chain = catalog.lineage(Position {
+        timeline: seq,
+        offset: Offset::ZERO,
+    });
+    chain
+        .into_iter()
+        .filter_map(|step| catalog.timeline(step.timeline))
+        .map(|timeline| (timeline.seq(), timeline.id()))
+        .collect()
 }
 
 fn say_new_timeline(

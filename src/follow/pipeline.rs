@@ -75,6 +75,11 @@ impl Pipeline {
         }
     }
 
+    /// PINGs are sealed at once for a while, as after a GETACK.
+    pub fn seal_pings_from(&mut self, now: Ticks) {
+        self.last_getack = Some(now);
+    }
+
     /// Takes bytes in. Returns whether a GETACK was among them.
     ///
     /// # Errors

@@ -13,10 +13,10 @@ use super::link::Link;
 use super::pipeline::Pipeline;
 use super::snapshots::{SnapshotFailure, SnapshotSink, fetch};
 use super::uploader::{EncodedBlock, Piece, Progress, Uploader, backoff, jittered};
+use crate::archive::layout::accepted_prefix;
 use crate::position::{Offset, Ticks};
 use crate::proto::handshake::PsyncRequest;
 use crate::proto::replica::Event;
-use crate::store::catalog;
 
 /// How long reading may be held back in all, until the buffers are half empty again, before the link is
 /// closed: a burst is waited out, a store that cannot keep up must not fill the master's output buffer.
@@ -277,26 +277,29 @@ impl Follower {
         session.gathering.resize(session.pipeline.unsealed_bytes());
     }
 
+    /// No seed would bring back what is on a suspect timeline: WAIT must not say that it is safe.
+    fn is_suspect(&self) -> bool {
+        self.lane
+            .as_ref()
+            .is_some_and(|lane| !lane.suspects.is_empty())
+    }
+
     /// Ends when the suspect timeline that is followed has been accepted; never for any other.
     fn until_accepted(&self) -> impl Future<Output = ()> + use<> {
-        let suspect = self.lane.as_ref().filter(|lane| lane.suspect);
-        let look = suspect.map(|lane| {
-            (
-                Arc::clone(lane.uploader.store()),
-                lane.uploader.context().timeline,
-            )
-        });
+        let suspect = self.lane.as_ref().filter(|lane| !lane.suspects.is_empty());
+        let look = suspect.map(|lane| (Arc::clone(lane.uploader.store()), lane.suspects.clone()));
         async move {
-            let Some((store, timeline)) = look else {
+            let Some((store, suspects)) = look else {
                 return std::future::pending().await;
             };
             loop {
                 tokio::time::sleep(ACCEPTED_LOOK).await;
-                // An archive that cannot be read tells nothing; the uploads say so.
-                if let Ok(loaded) = catalog::load(&*store, &[]).await
-                    && loaded.catalog.suspect(timeline).is_none()
-                {
-                    return;
+                for (seq, id) in &suspects {
+                    // A store that cannot be read tells nothing; the uploads say so.
+                    let notes = store.list(&accepted_prefix(*seq, id), None).await;
+                    if notes.is_ok_and(|notes| !notes.is_empty()) {
+                        return;
+                    }
                 }
             }
         }
@@ -305,7 +308,7 @@ impl Follower {
     fn accepted(&mut self) {
         if let Some(lane) = &mut self.lane {
             tracing::info!(timeline = %lane.uploader.context().timeline, "accepted: acknowledging from now on");
-            lane.suspect = false;
+            lane.suspects.clear();
         }
     }
 
@@ -319,8 +322,7 @@ impl Follower {
             .borrow()
             .durable
             .map_or(Offset::ZERO, |boundary| boundary.offset);
-        // No seed would bring back what is on a suspect timeline: WAIT must not say that it is safe.
-        if self.lane.as_ref().is_some_and(|lane| lane.suspect) {
+        if self.is_suspect() {
             return;
         }
         match self.options.ack {
@@ -428,6 +430,7 @@ impl Follower {
             .await
             .is_ok()
             && let Some(durable) = session.uploader.durable()
+            && !self.is_suspect()
         {
             link.acknowledge(durable.offset, durable.offset);
             link.flush().await;

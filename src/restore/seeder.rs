@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -32,6 +32,10 @@ const HANDSHAKE_MILLIS: u64 = 60_000;
 /// sends a newline now and then.
 const ACK_MILLIS: u64 = 300_000;
 
+/// An RDB payload without keys that every version reads: magic, end, and a checksum of zeros, which says that
+/// there is none.
+const EMPTY_RDB: &[u8] = b"REDIS0006\xff\0\0\0\0\0\0\0\0";
+
 /// What the listener serves.
 #[derive(Clone, Debug, Default)]
 pub enum Serving {
@@ -40,6 +44,9 @@ pub enum Serving {
     Undecided,
     /// This plan.
     Plan(Arc<Offering>),
+    /// No data at all, under this id, to whoever names this port: what a seed that went wrong left behind must
+    /// not stay under an archived id and offset, in a dump for example, where it would pass for the archive's.
+    Nothing(ReplicationId, Option<u16>),
 }
 
 /// A plan to serve.
@@ -149,16 +156,20 @@ impl Seeder {
         (ip.to_string(), self.local.port())
     }
 
-    /// Whether a server that we reach from `local_ip` can reach us: not where we listen on loopback and it is
-    /// on another machine.
-    pub fn is_reachable_from(&self, local_ip: Option<IpAddr>) -> bool {
-        self.announce.is_some()
-            || !self.local.ip().is_loopback()
-            || local_ip.is_none_or(|ip| ip.is_loopback())
+    /// Whether a server can reach us: not where we listen on loopback and it is on another machine.
+    pub fn is_reachable_from(&self, same_machine: bool) -> bool {
+        self.announce.is_some() || same_machine || !self.local.ip().is_loopback()
     }
 
     /// Whether a server whose master is `host:port` waits for us. Names of loopback are one.
-    pub fn is_us(&self, host: &str, port: u16, local_ip: Option<IpAddr>) -> bool {
+    /// Loopback is ours only to a server on this machine.
+    pub fn is_us(
+        &self,
+        host: &str,
+        port: u16,
+        local_ip: Option<IpAddr>,
+        same_machine: bool,
+    ) -> bool {
         if self
             .announce
             .as_ref()
@@ -175,9 +186,10 @@ impl Seeder {
         };
         let own = self.local.ip();
         ip.is_some_and(|ip: IpAddr| {
-            ip == own
-                || (ip.is_loopback() && (own.is_loopback() || own.is_unspecified()))
-                || (own.is_unspecified() && Some(ip) == local_ip)
+            if ip.is_loopback() {
+                return same_machine && (own.is_loopback() || own.is_unspecified());
+            }
+            ip == own || (own.is_unspecified() && Some(ip) == local_ip)
         })
     }
 }
@@ -254,11 +266,23 @@ impl Connection {
                     return;
                 }
             };
-            let Serving::Plan(offering) = serving.borrow().clone() else {
-                if self.core.postpone().is_err() {
+            let now_served = serving.borrow().clone();
+            let offering = match now_served {
+                Serving::Plan(offering) => offering,
+                Serving::Nothing(id, port)
+                    if port.is_none_or(|port| offer.listening_port == Some(port)) =>
+                {
+                    if let Err(ended) = self.serve_nothing(id).await {
+                        tracing::debug!("seed connection: {ended}");
+                    }
                     return;
                 }
-                continue;
+                Serving::Nothing(..) | Serving::Undecided => {
+                    if self.core.postpone().is_err() {
+                        return;
+                    }
+                    continue;
+                }
             };
             // Another server with the same `replicaof` would lose what it holds.
             let stranger = offering
@@ -301,7 +325,7 @@ impl Connection {
         loop {
             let readiness = match &*serving.borrow_and_update() {
                 Serving::Undecided => Readiness::Undecided,
-                Serving::Plan(_) => Readiness::Ready,
+                Serving::Plan(_) | Serving::Nothing(..) => Readiness::Ready,
             };
             self.core.set_readiness(readiness);
             match self.drain().await? {
@@ -414,6 +438,21 @@ impl Connection {
             .send_modify(|progress| progress.all_sent = true);
         loop {
             self.flush(offering).await?;
+            self.input().await?;
+        }
+    }
+
+    async fn serve_nothing(&mut self, id: ReplicationId) -> Result<(), Ended> {
+        let payload = Bytes::from_static(EMPTY_RDB);
+        self.core.full_resync(
+            self.clock.ticks(),
+            id,
+            Offset::ZERO,
+            Some(payload.len() as u64),
+        )?;
+        self.core.payload(self.clock.ticks(), payload)?;
+        loop {
+            while self.drain().await?.is_some() {}
             self.input().await?;
         }
     }

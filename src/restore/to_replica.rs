@@ -20,6 +20,8 @@ use crate::store::Store;
 pub const SEED_SILENCE: Duration = Duration::from_secs(120);
 /// A server that was taken over and does not ask within this long cannot reach us. They try each second.
 const UNASKED: Duration = Duration::from_secs(20);
+/// How long emptying a server may take that could not apply everything.
+const TAKE_BACK: Duration = Duration::from_secs(60);
 /// Connections that may break before a seed is given up: the server comes again by itself.
 const ATTEMPTS_MAX: u32 = 2;
 /// How often the server's own view is looked at while it applies the replication stream.
@@ -158,9 +160,12 @@ impl Seed<'_> {
         }
         offering.approved.send_replace(true);
         let outcome = self.wait(control, &mut seen, end, errors_before).await;
-        if outcome.is_err() {
+        if let Err(error) = outcome {
+            if matches!(error, SeedError::Errors { .. }) {
+                self.take_back(control, offering.listening_port).await;
+            }
             self.seeder.serve(Serving::Undecided);
-            return outcome.map(|()| end);
+            return Err(error);
         }
         let promoted = control.promote().await;
         self.seeder.serve(Serving::Undecided);
@@ -168,12 +173,35 @@ impl Seed<'_> {
         Ok(end)
     }
 
+    /// Empties a server that holds less than its id and offset say, under an id that nobody knows: kept in a
+    /// dump, it would later pass for the archive's own data. The archive has all of it.
+    async fn take_back(&self, control: &mut Control, port: Option<u16>) {
+        let mut raw = [0; 20];
+        if getrandom::fill(&mut raw).is_err() {
+            return;
+        }
+        self.seeder
+            .serve(Serving::Nothing(ReplicationId::from_raw(raw), port));
+        let began = self.clock.ticks();
+        while Duration::from_millis(self.clock.ticks().since(began)) < TAKE_BACK {
+            match control.info().await {
+                Ok(info) if info.keys() == 0 && applied(&info, Offset::ZERO) => return,
+                Ok(_) => tokio::time::sleep(LOOK_INTERVAL).await,
+                Err(_) => return,
+            }
+        }
+        tracing::error!(
+            "the server could not be emptied again: it holds less than its replication id and offset say; do not \
+             promote it by hand, and remove its dump before it is started again"
+        );
+    }
+
     async fn take_over(
         &self,
         control: &mut Control,
         unchanged: impl Fn(&Info) -> Result<(), &'static str>,
     ) -> Result<(), SeedError> {
-        if !self.seeder.is_reachable_from(control.local_ip()) {
+        if !self.seeder.is_reachable_from(control.is_local()) {
             return Err(SeedError::Unreachable);
         }
         let (host, port) = self.seeder.address_for(control.local_ip());
@@ -243,9 +271,15 @@ impl Seed<'_> {
                 && self.approach == Approach::TakeOver
                 && Duration::from_millis(now.since(began)) > UNASKED
             {
-                // Nothing was sent: it is given back as it was.
-                control.promote().await?;
-                return Err(SeedError::Unreachable);
+                // Whoever asks from here on is told to wait. If nothing was sent, it is given back as it was.
+                self.seeder.serve(Serving::Undecided);
+                if !seen.borrow().asked {
+                    control.promote().await?;
+                    return Err(SeedError::Unreachable);
+                }
+                return Err(SeedError::Silent {
+                    state: describe(&progress),
+                });
             }
             if Duration::from_millis(now.since(last_moved)) > SEED_SILENCE {
                 return Err(SeedError::Silent {
@@ -282,21 +316,22 @@ impl Seed<'_> {
     }
 }
 
-/// The port that the server names in its handshake as a replica.
+/// The port that the server names in its handshake as a replica; nothing where that cannot be told, because
+/// CONFIG GET is not allowed or the server listens on TLS only.
 async fn listening_port(control: &mut Control, info: &Info) -> Option<u16> {
     for name in ["replica-announce-port", "slave-announce-port"] {
-        if let Some(port) = control
+        let port: u16 = control
             .setting(name)
             .await
+            .ok()?
             .and_then(|port| port.parse().ok())
-            && port != 0
-        {
+            .unwrap_or(0);
+        if port != 0 {
             return Some(port);
         }
     }
-    info.number("tcp_port")
-        .and_then(|port| u16::try_from(port).ok())
-        .filter(|port| *port != 0)
+    let port: u16 = control.setting("port").await.ok()??.parse().ok()?;
+    (port != 0 && info.number("tcp_port") == Some(port.into())).then_some(port)
 }
 
 fn takes_writes(replica: &Info) -> bool {

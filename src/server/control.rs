@@ -267,17 +267,25 @@ impl Control {
             .map(drop)
     }
 
-    /// One setting, where CONFIG GET is allowed and knows it.
-    pub async fn setting(&mut self, name: &str) -> Option<String> {
-        match self.command(&[b"CONFIG", b"GET", name.as_bytes()]).await {
-            Ok(BytesFrame::Array(pair)) => match pair.get(1) {
+    /// One setting; nothing where the server does not know it.
+    ///
+    /// # Errors
+    /// [`ControlError`], where CONFIG GET is not allowed among others.
+    pub async fn setting(&mut self, name: &str) -> Result<Option<String>, ControlError> {
+        match self.command(&[b"CONFIG", b"GET", name.as_bytes()]).await? {
+            BytesFrame::Array(pair) => Ok(match pair.get(1) {
                 Some(BytesFrame::BulkString(value)) => {
                     Some(String::from_utf8_lossy(value).into_owned())
                 }
                 _ => None,
-            },
-            _ => None,
+            }),
+            other => Err(self.unexpected("CONFIG", &other)),
         }
+    }
+
+    /// Whether the server is on this machine, as far as the connection tells.
+    pub fn is_local(&self) -> bool {
+        self.connection.is_local()
     }
 
     /// Makes the server a master: `REPLICAOF NO ONE`.

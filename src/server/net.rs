@@ -190,6 +190,17 @@ impl Connection {
         })
     }
 
+    /// Whether the peer is on this machine: a socket file, loopback, or the same address on both ends.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(stream) => match (stream.local_addr(), stream.peer_addr()) {
+                (Ok(local), Ok(peer)) => peer.ip().is_loopback() || local.ip() == peer.ip(),
+                _ => false,
+            },
+            Self::Unix(_) => true,
+        }
+    }
+
     /// Our own address on this connection: where the server can reach us. Loopback for a socket file.
     pub fn local_ip(&self) -> Option<IpAddr> {
         match self {
