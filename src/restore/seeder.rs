@@ -527,3 +527,51 @@ async fn replaced(serving: &mut watch::Receiver<Serving>) {
         std::future::pending::<()>().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+
+    async fn seeder(announce: Option<(&str, u16)>) -> Seeder {
+        let options = SeederOptions {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            announce: announce.map(|(host, port)| (host.to_owned(), port)),
+            auth: None,
+        };
+        Seeder::open(options, Arc::new(SystemClock::new()))
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_replica_of_loopback_is_ours_only_on_this_machine() {
+        let seeder = seeder(None).await;
+        let port = seeder.port();
+        for host in ["127.0.0.1", "localhost", "127.0.0.2", "::1"] {
+            assert!(seeder.is_us(host, port, None, true), "{host}");
+            assert!(
+                !seeder.is_us(host, port, None, false),
+                "{host} of another machine"
+            );
+        }
+        assert!(!seeder.is_us("127.0.0.1", port.wrapping_add(1), None, true));
+        assert!(!seeder.is_us("10.0.0.1", port, None, true));
+        assert!(!seeder.is_us("redis.example", port, None, true));
+    }
+
+    #[tokio::test]
+    async fn an_announced_name_is_ours_from_everywhere() {
+        let seeder = seeder(Some(("perennial", 6390))).await;
+        assert!(seeder.is_us("perennial", 6390, None, false));
+        assert_eq!(seeder.address_for(None), ("perennial".into(), 6390));
+        assert!(seeder.is_reachable_from(false));
+    }
+
+    #[tokio::test]
+    async fn loopback_is_reachable_only_from_this_machine() {
+        let seeder = seeder(None).await;
+        assert!(seeder.is_reachable_from(true));
+        assert!(!seeder.is_reachable_from(false));
+    }
+}

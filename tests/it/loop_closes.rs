@@ -291,6 +291,30 @@ fn an_accepted_suspect_is_the_head() {
     assert_same(&before, &Digest::of(&server.address()));
 }
 
+/// The break-glass also for a server that was followed as suspect before.
+#[test]
+fn start_over_makes_a_suspect_the_head() {
+    let Some(mut server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let mut perennial = Perennial::follow(&server, &archive, &[]);
+    server.client().line("SET old 1");
+    server.client().wait_until_stored(DEADLINE);
+    perennial.kill();
+    lose_everything(&mut server);
+    server.client().line("SET new 1");
+    perennial.start_again();
+    archive.until("the suspect root is restorable", DEADLINE, |status| {
+        status.suspects() == [2] && status.timelines[1].end.is_some()
+    });
+    perennial.kill();
+    let _over = Perennial::follow(&server, &archive, &["--seed", "start-over"]);
+    server.client().wait_until_stored(DEADLINE);
+    assert_eq!(archive.status().head_timeline(), 2);
+    assert!(archive.status().suspects().is_empty());
+}
+
 #[test]
 fn seed_never_leaves_an_empty_server_alone() {
     let Some(mut server) = REDIS_7_0.start(&[]) else {
