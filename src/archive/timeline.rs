@@ -442,14 +442,6 @@ impl Catalog {
             .any(|at| at.timeline == position.timeline && position.offset <= at.offset)
     }
 
-    /// The newest timeline under a replication id that can be restored.
-    pub fn by_id(&self, id: ReplicationId) -> Option<&Timeline> {
-        self.timelines
-            .values()
-            .rev()
-            .find(|timeline| timeline.id() == id && self.end(timeline.seq()).is_some())
-    }
-
     /// The newest timeline, where it is a root under `id` whose first snapshot never became complete and whose
     /// bytes all lie at or before `offset`: the next attempt goes on in it instead of leaving one behind each
     /// time. Bytes beyond `offset` would mean that the server was rolled back.

@@ -1,6 +1,7 @@
 //! `perennial run`: where follow and restore meet. Looks, asks `decide`, does what it says, and begins again
 //! whenever something ends.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,13 +89,13 @@ pub async fn run(
         follower,
         seeds_failed: 0,
     };
-    let stopped = stop.clone();
+    let mut overdue = std::pin::pin!(overdue(stop.clone(), shutdown_timeout));
     let mut pace = Pace::default();
     while !*stop.borrow() {
         let round = tokio::select! {
             round = runner.round(&mut stop) => round?,
-            // Whatever hangs then is given up: what was received is waited for below.
-            () = overdue(stopped.clone(), shutdown_timeout) => {
+            // Whatever hangs then is given up.
+            () = &mut overdue => {
                 anyhow::bail!("stopping took longer than --shutdown-timeout: what was not stored is lost with the master");
             }
         };
@@ -118,10 +119,10 @@ pub async fn run(
             _ = stop.wait_for(|stop| *stop) => {}
         }
     }
-    runner.finish(shutdown_timeout).await
+    runner.finish(overdue).await
 }
 
-/// Ends when stopping should long have come to an end by itself.
+/// Ends when stopping should have come to an end by itself.
 async fn overdue(mut stop: watch::Receiver<bool>, shutdown_timeout: Duration) {
     let _ = stop.wait_for(|stop| *stop).await;
     tokio::time::sleep(shutdown_timeout + Duration::from_secs(1)).await;
@@ -502,10 +503,13 @@ impl Runner {
     }
 
     /// After being told to stop: waits for what is on its way.
-    async fn finish(mut self, shutdown_timeout: Duration) -> anyhow::Result<()> {
+    async fn finish(mut self, overdue: Pin<&mut impl Future<Output = ()>>) -> anyhow::Result<()> {
         let followed = self.follower.progress();
-        let drained = tokio::time::timeout(shutdown_timeout / 4, self.follower.settle()).await;
-        if drained.is_ok() {
+        let drained = tokio::select! {
+            () = self.follower.settle() => true,
+            () = overdue => false,
+        };
+        if drained {
             if followed.is_none() {
                 tracing::info!("stopped: nothing was on its way to the archive");
             } else if followed.is_some_and(|progress| progress.durable.is_none()) {

@@ -141,6 +141,20 @@ pub(super) enum SnapshotNeed {
     },
 }
 
+impl SnapshotNeed {
+    /// After a full resync at `at`: its payload holds the keys, unless they could be left out.
+    fn of_full_resync(filtered: bool, at: Offset) -> Self {
+        if filtered {
+            Self::Wanted {
+                attempts: 0,
+                not_before: Ticks(0),
+            }
+        } else {
+            Self::OnLink(at)
+        }
+    }
+}
+
 impl Drop for SnapshotNeed {
     fn drop(&mut self) {
         if let Self::Running { task, .. } = self {
@@ -412,16 +426,7 @@ impl Follower {
         info: &Info,
         filtered: bool,
     ) -> Result<Lane, FollowEnd> {
-        let need = |at| {
-            if filtered {
-                SnapshotNeed::Wanted {
-                    attempts: 0,
-                    not_before: Ticks(0),
-                }
-            } else {
-                SnapshotNeed::OnLink(at)
-            }
-        };
+        let need = |at| SnapshotNeed::of_full_resync(filtered, at);
         let doubt = |seq| suspects(&loaded.catalog, seq);
         match outcome {
             Outcome::Again(again) => Err(FollowEnd::Again(again)),
@@ -475,25 +480,9 @@ impl Follower {
                 snapshot,
                 suspect,
             } => {
-                let unfinished = parent
-                    .is_none()
-                    .then(|| loaded.catalog.unfinished_root(id, streams_after))
-                    .flatten()
-                    .filter(|root| root.document.suspect.is_some() == suspect.is_some());
-                let seq = if let Some(root) = unfinished {
-                    root.seq()
-                } else {
-                    let document =
-                        self.document(loaded.catalog.next_seq(), id, parent, start, suspect, info);
-                    {
-                        let seq = document.seq;
-                        let created = catalog::create_timeline(&*self.store, &document).await;
-                        if !created.map_err(FollowEnd::Store)? {
-                            return Err(FollowEnd::Again(Again::NumberTaken));
-                        }
-                        seq
-                    }
-                };
+                let document =
+                    self.document(loaded.catalog.next_seq(), id, parent, start, suspect, info);
+                let seq = self.number(document, streams_after, loaded).await?;
                 say_new_timeline(seq, id, parent, start, suspect, &self.store.address());
                 let known = parent.map(|parent| Boundary {
                     offset: start,
@@ -519,6 +508,26 @@ impl Follower {
                 }
                 Ok(self.lane(seq, id, known, streams, need, doubtful))
             }
+        }
+    }
+
+    /// Creates the timeline, or finds the one that an attempt without a snapshot left behind.
+    async fn number(
+        &self,
+        document: TimelineDocument,
+        streams_after: Offset,
+        loaded: &Loaded,
+    ) -> Result<TimelineSeq, FollowEnd> {
+        if document.parent.is_none()
+            && let Some(root) = loaded.catalog.unfinished_root(document.id, streams_after)
+            && root.document.suspect.is_some() == document.suspect.is_some()
+        {
+            return Ok(root.seq());
+        }
+        match catalog::create_timeline(&*self.store, &document).await {
+            Ok(true) => Ok(document.seq),
+            Ok(false) => Err(FollowEnd::Again(Again::NumberTaken)),
+            Err(error) => Err(FollowEnd::Store(error)),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -278,16 +278,4 @@ fn cut(block: Block, reached: Offset, to: Offset) -> Bytes {
         return Bytes::new();
     }
     bytes.split_off(skip)
-}
-
-/// Gathers everything of a small source; for tests and documents.
-///
-/// # Errors
-/// [`SourceError`].
-pub async fn collect(mut checked: Checked) -> Result<Bytes, SourceError> {
-    let mut all = BytesMut::new();
-    while let Some(bytes) = checked.next().await? {
-        all.extend_from_slice(&bytes);
-    }
-    Ok(all.freeze())
 }

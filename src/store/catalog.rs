@@ -9,7 +9,7 @@ use crate::archive::layout::{
 };
 use crate::archive::segment::SegmentReader;
 use crate::archive::timeline::{Catalog, SegmentEntry};
-use crate::position::{Offset, Position, ReplicationId, TimelineSeq, UnixMillis};
+use crate::position::{Position, ReplicationId, TimelineSeq, UnixMillis};
 use crate::store::{Store, StoreError, StoreErrorKind, create_or_same};
 
 /// How many bytes of an object are read at once.
@@ -414,13 +414,4 @@ pub async fn accept(
             Err(error) => return Err(error),
         }
     }
-}
-
-/// The highest restorable position of a timeline, and the database there.
-pub fn end_of(loaded: &Loaded, seq: TimelineSeq) -> Option<Boundary> {
-    let offset: Offset = loaded.catalog.end(seq)?;
-    Some(loaded.boundary(Position {
-        timeline: seq,
-        offset,
-    }))
 }
