@@ -48,7 +48,7 @@ mod harness {
     pub use client::{Client, Value};
     pub use perennial::{Perennial, run_cli};
     pub use port::Port;
-    pub use servers::{REDIS_7_0, Server};
+    pub use servers::{Kind, REDIS_7_0, Server};
     pub use until::{DEADLINE, until};
 }
 

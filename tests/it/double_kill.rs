@@ -10,7 +10,7 @@ use crate::harness::{Archive, BornAsReplica, DEADLINE, Load, REDIS_7_0, Writers,
 fn nothing_confirmed_is_lost_however_both_are_killed() {
     let kills = std::env::var("PERENNIAL_KILLS").map_or(12, |text| text.parse::<u32>().unwrap());
     let archive = Archive::new();
-    let Some(mut born) = BornAsReplica::start(&archive) else {
+    let Some(mut born) = BornAsReplica::start(REDIS_7_0, &archive) else {
         return;
     };
     let mut random = Random::new();

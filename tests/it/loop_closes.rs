@@ -4,9 +4,28 @@ use std::time::Duration;
 
 use crate::harness::workload::{write_at_random, write_everything};
 use crate::harness::{
-    Archive, BornAsReplica, DEADLINE, Digest, Load, Perennial, REDIS_7_0, Server, Writers,
-    assert_same, holds_for, random::Random, run_cli, until,
+    Archive, BornAsReplica, DEADLINE, Digest, Kind, Load, Perennial, Server, Writers, assert_same,
+    holds_for, random::Random, run_cli, until,
 };
+use crate::on_every_server;
+
+on_every_server! {
+    since 7.0;
+    an_empty_master_gets_everything_back_and_history_goes_on,
+    the_dump_that_a_seed_leaves_behind_is_recognised_as_stale,
+    a_master_that_was_empty_from_the_start_gets_its_first_writes_back,
+    perennial_may_be_gone_meanwhile,
+    born_as_a_replica_the_exact_data_set_is_back,
+    born_as_a_replica_clients_that_never_stop_lose_nothing_confirmed,
+    clients_that_never_stop_cannot_replace_the_head,
+    a_write_to_the_empty_server_makes_a_suspect_root_and_the_old_head_stays,
+    a_write_before_perennial_starts_makes_a_suspect_root_as_well,
+    an_accepted_suspect_is_the_head,
+    start_over_makes_a_suspect_the_head,
+    seed_never_leaves_an_empty_server_alone,
+    an_orderly_shutdown_of_the_master_loses_nothing,
+    both_stop_at_once_and_nothing_is_lost,
+}
 
 /// Everything that is written gets stored; the digest of it.
 #[track_caller]
@@ -24,9 +43,8 @@ fn lose_everything(server: &mut Server) {
     server.start_again();
 }
 
-#[test]
-fn an_empty_master_gets_everything_back_and_history_goes_on() {
-    let Some(mut server) = REDIS_7_0.start(&[]) else {
+fn an_empty_master_gets_everything_back_and_history_goes_on(kind: Kind) {
+    let Some(mut server) = kind.start(&[]) else {
         return;
     };
     let archive = Archive::new();
@@ -50,9 +68,8 @@ fn an_empty_master_gets_everything_back_and_history_goes_on() {
     perennial.assert_healthy();
 }
 
-#[test]
-fn the_dump_that_a_seed_leaves_behind_is_recognised_as_stale() {
-    let Some(mut server) = REDIS_7_0.start(&[]) else {
+fn the_dump_that_a_seed_leaves_behind_is_recognised_as_stale(kind: Kind) {
+    let Some(mut server) = kind.start(&[]) else {
         return;
     };
     let archive = Archive::new();
@@ -77,9 +94,8 @@ fn the_dump_that_a_seed_leaves_behind_is_recognised_as_stale() {
     archive.status().assert_chain_of(3);
 }
 
-#[test]
-fn a_master_that_was_empty_from_the_start_gets_its_first_writes_back() {
-    let Some(mut server) = REDIS_7_0.start(&[]) else {
+fn a_master_that_was_empty_from_the_start_gets_its_first_writes_back(kind: Kind) {
+    let Some(mut server) = kind.start(&[]) else {
         return;
     };
     let archive = Archive::new();
@@ -91,9 +107,8 @@ fn a_master_that_was_empty_from_the_start_gets_its_first_writes_back() {
     assert_same(&before, &Digest::of(&server.address()));
 }
 
-#[test]
-fn perennial_may_be_gone_meanwhile() {
-    let Some(mut server) = REDIS_7_0.start(&[]) else {
+fn perennial_may_be_gone_meanwhile(kind: Kind) {
+    let Some(mut server) = kind.start(&[]) else {
         return;
     };
     let archive = Archive::new();
@@ -110,10 +125,9 @@ fn perennial_may_be_gone_meanwhile() {
     archive.status().assert_chain_of(2);
 }
 
-#[test]
-fn born_as_a_replica_the_exact_data_set_is_back() {
+fn born_as_a_replica_the_exact_data_set_is_back(kind: Kind) {
     let archive = Archive::new();
-    let Some(mut born) = BornAsReplica::start(&archive) else {
+    let Some(mut born) = BornAsReplica::start(kind, &archive) else {
         return;
     };
     let server = &mut born.server;
@@ -135,10 +149,9 @@ fn born_as_a_replica_the_exact_data_set_is_back() {
     born.perennial.assert_healthy();
 }
 
-#[test]
-fn born_as_a_replica_clients_that_never_stop_lose_nothing_confirmed() {
+fn born_as_a_replica_clients_that_never_stop_lose_nothing_confirmed(kind: Kind) {
     let archive = Archive::new();
-    let Some(mut born) = BornAsReplica::start(&archive) else {
+    let Some(mut born) = BornAsReplica::start(kind, &archive) else {
         return;
     };
     let server = &mut born.server;
@@ -157,9 +170,8 @@ fn born_as_a_replica_clients_that_never_stop_lose_nothing_confirmed() {
 
 /// Not born as a replica, the server may take a write of a busy client before anybody sees it empty. Whatever
 /// happens, what was confirmed before the kill is what a later seed brings back.
-#[test]
-fn clients_that_never_stop_cannot_replace_the_head() {
-    let Some(mut server) = REDIS_7_0.start(&[]) else {
+fn clients_that_never_stop_cannot_replace_the_head(kind: Kind) {
+    let Some(mut server) = kind.start(&[]) else {
         return;
     };
     let archive = Archive::new();
@@ -180,9 +192,8 @@ fn clients_that_never_stop_cannot_replace_the_head() {
 }
 
 /// The write before we look, forced: Perennial is stopped while the empty server takes it.
-#[test]
-fn a_write_to_the_empty_server_makes_a_suspect_root_and_the_old_head_stays() {
-    let Some(mut server) = REDIS_7_0.start(&[]) else {
+fn a_write_to_the_empty_server_makes_a_suspect_root_and_the_old_head_stays(kind: Kind) {
+    let Some(mut server) = kind.start(&[]) else {
         return;
     };
     let archive = Archive::new();
@@ -197,9 +208,8 @@ fn a_write_to_the_empty_server_makes_a_suspect_root_and_the_old_head_stays() {
     perennial.assert_healthy();
 }
 
-#[test]
-fn a_write_before_perennial_starts_makes_a_suspect_root_as_well() {
-    let Some(mut server) = REDIS_7_0.start(&[]) else {
+fn a_write_before_perennial_starts_makes_a_suspect_root_as_well(kind: Kind) {
+    let Some(mut server) = kind.start(&[]) else {
         return;
     };
     let archive = Archive::new();
@@ -261,9 +271,8 @@ fn a_suspect_then_the_old_head(server: &mut Server, archive: &Archive, before: &
     assert_eq!(status.suspects(), [2]);
 }
 
-#[test]
-fn an_accepted_suspect_is_the_head() {
-    let Some(mut server) = REDIS_7_0.start(&[]) else {
+fn an_accepted_suspect_is_the_head(kind: Kind) {
+    let Some(mut server) = kind.start(&[]) else {
         return;
     };
     let archive = Archive::new();
@@ -292,9 +301,8 @@ fn an_accepted_suspect_is_the_head() {
 }
 
 /// The break-glass also for a server that was followed as suspect before.
-#[test]
-fn start_over_makes_a_suspect_the_head() {
-    let Some(mut server) = REDIS_7_0.start(&[]) else {
+fn start_over_makes_a_suspect_the_head(kind: Kind) {
+    let Some(mut server) = kind.start(&[]) else {
         return;
     };
     let archive = Archive::new();
@@ -315,9 +323,8 @@ fn start_over_makes_a_suspect_the_head() {
     assert!(archive.status().suspects().is_empty());
 }
 
-#[test]
-fn seed_never_leaves_an_empty_server_alone() {
-    let Some(mut server) = REDIS_7_0.start(&[]) else {
+fn seed_never_leaves_an_empty_server_alone(kind: Kind) {
+    let Some(mut server) = kind.start(&[]) else {
         return;
     };
     let archive = Archive::new();
@@ -332,9 +339,8 @@ fn seed_never_leaves_an_empty_server_alone() {
     perennial.assert_healthy();
 }
 
-#[test]
-fn an_orderly_shutdown_of_the_master_loses_nothing() {
-    let Some(mut server) = REDIS_7_0.start(&[]) else {
+fn an_orderly_shutdown_of_the_master_loses_nothing(kind: Kind) {
+    let Some(mut server) = kind.start(&[]) else {
         return;
     };
     let archive = Archive::new();
@@ -349,9 +355,8 @@ fn an_orderly_shutdown_of_the_master_loses_nothing() {
     assert_same(&before, &Digest::of(&server.address()));
 }
 
-#[test]
-fn both_stop_at_once_and_nothing_is_lost() {
-    let Some(mut server) = REDIS_7_0.start(&[]) else {
+fn both_stop_at_once_and_nothing_is_lost(kind: Kind) {
+    let Some(mut server) = kind.start(&[]) else {
         return;
     };
     let archive = Archive::new();

@@ -64,7 +64,7 @@ fn a_dump_from_before_the_first_snapshot_is_seeded() {
 #[test]
 fn a_dump_from_before_the_first_snapshot_is_seeded_when_born_as_a_replica() {
     let archive = Archive::new();
-    let Some(mut born) = BornAsReplica::start(&archive) else {
+    let Some(mut born) = BornAsReplica::start(REDIS_7_0, &archive) else {
         return;
     };
     let mut client = born.server.client();

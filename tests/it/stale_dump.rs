@@ -2,9 +2,18 @@
 
 use crate::harness::workload::write_everything;
 use crate::harness::{
-    Archive, BornAsReplica, Client, DEADLINE, Digest, Load, Perennial, REDIS_7_0, Server, Value,
+    Archive, BornAsReplica, Client, DEADLINE, Digest, Kind, Load, Perennial, Server, Value,
     Writers, assert_same, until,
 };
+use crate::on_every_server;
+
+on_every_server! {
+    since 7.0;
+    the_writes_after_the_dump_are_back,
+    the_writes_after_the_dump_are_back_when_perennial_was_gone_too,
+    a_write_on_the_stale_server_makes_it_suspect,
+    born_as_a_replica_a_stale_server_catches_up_under_busy_clients,
+}
 
 /// Early data, a SAVE, later data that are stored, and `kill -9`. Returns what must be there afterwards.
 #[track_caller]
@@ -32,9 +41,8 @@ fn until_the_late_write_is_back(server: &Server) {
     });
 }
 
-#[test]
-fn the_writes_after_the_dump_are_back() {
-    let Some(mut server) = REDIS_7_0.start(&[]) else {
+fn the_writes_after_the_dump_are_back(kind: Kind) {
+    let Some(mut server) = kind.start(&[]) else {
         return;
     };
     let archive = Archive::new();
@@ -48,9 +56,8 @@ fn the_writes_after_the_dump_are_back() {
     perennial.assert_healthy();
 }
 
-#[test]
-fn the_writes_after_the_dump_are_back_when_perennial_was_gone_too() {
-    let Some(mut server) = REDIS_7_0.start(&[]) else {
+fn the_writes_after_the_dump_are_back_when_perennial_was_gone_too(kind: Kind) {
+    let Some(mut server) = kind.start(&[]) else {
         return;
     };
     let archive = Archive::new();
@@ -64,9 +71,8 @@ fn the_writes_after_the_dump_are_back_when_perennial_was_gone_too() {
 }
 
 /// It cannot be told apart from a server that lives on elsewhere: archived, not chosen.
-#[test]
-fn a_write_on_the_stale_server_makes_it_suspect() {
-    let Some(mut server) = REDIS_7_0.start(&[]) else {
+fn a_write_on_the_stale_server_makes_it_suspect(kind: Kind) {
+    let Some(mut server) = kind.start(&[]) else {
         return;
     };
     let archive = Archive::new();
@@ -89,10 +95,9 @@ fn a_write_on_the_stale_server_makes_it_suspect() {
     assert_same(&before, &Digest::of(&server.address()));
 }
 
-#[test]
-fn born_as_a_replica_a_stale_server_catches_up_under_busy_clients() {
+fn born_as_a_replica_a_stale_server_catches_up_under_busy_clients(kind: Kind) {
     let archive = Archive::new();
-    let Some(mut born) = BornAsReplica::start(&archive) else {
+    let Some(mut born) = BornAsReplica::start(kind, &archive) else {
         return;
     };
     let server = &mut born.server;

@@ -22,5 +22,5 @@ pub use in_process::InProcess;
 pub use perennial::{BornAsReplica, Perennial, run_cli, run_cli_with};
 pub use port::Port;
 pub use proxy::Proxy;
-pub use servers::{REDIS_7_0, Server};
+pub use servers::{Kind, REDIS_7_0, Server};
 pub use until::{DEADLINE, holds_for, until};

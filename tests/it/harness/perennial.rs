@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::process::{Process, run_to_end};
-use super::{Archive, DEADLINE, Port, REDIS_7_0, Server, until};
+use super::{Archive, DEADLINE, Kind, Port, Server, until};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_perennial");
 
@@ -39,9 +39,9 @@ pub struct BornAsReplica {
 impl BornAsReplica {
     /// Starts both, and waits until the empty server has been promoted and is followed.
     #[track_caller]
-    pub fn start(archive: &Archive) -> Option<Self> {
+    pub fn start(kind: Kind, archive: &Archive) -> Option<Self> {
         let seeder = Port::reserve();
-        let server = REDIS_7_0.start_waiting_for(&seeder)?;
+        let server = kind.start_waiting_for(&seeder)?;
         let listen = seeder.address();
         let perennial = Perennial::follow_url(&server.url(), archive, &["--seed-listen", &listen]);
         until("the empty server is promoted", DEADLINE, || {

@@ -13,8 +13,8 @@ use tempfile::TempDir;
 use super::process::Process;
 use super::{Client, DEADLINE, Port, until};
 
-/// A kind of server that tests can ask for. Add one here and to `scripts/servers.sh`.
-#[derive(Debug, Clone, Copy)]
+/// A kind of server that tests can ask for. Add one here, to [`on_every_server`] and to `scripts/servers.sh`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kind {
     /// Names the folder under `target/servers` and the skip message.
     pub name: &'static str,
@@ -24,7 +24,24 @@ pub struct Kind {
     program: &'static str,
     /// How `--version` must begin.
     version: &'static str,
+    /// The version of Redis whose commands it knows: (major, minor). Valkey began as 7.2.
+    pub speaks: (u32, u32),
+    /// Fields of hashes can expire.
+    pub field_expiry: bool,
+    /// Built with TLS.
+    pub tls: bool,
 }
+
+/// Redis 6.2, the last one with relative expiry times in the replication stream and one AOF file.
+pub const REDIS_6_2: Kind = Kind {
+    name: "redis-6.2",
+    variable: "PERENNIAL_REDIS_6_2",
+    program: "redis-server",
+    version: "Redis server v=6.2.",
+    speaks: (6, 2),
+    field_expiry: false,
+    tls: false,
+};
 
 /// Redis 7.0, the version of Debian 12 and Ubuntu 24.04.
 pub const REDIS_7_0: Kind = Kind {
@@ -32,7 +49,68 @@ pub const REDIS_7_0: Kind = Kind {
     variable: "PERENNIAL_REDIS_7_0",
     program: "redis-server",
     version: "Redis server v=7.0.",
+    speaks: (7, 0),
+    field_expiry: false,
+    tls: true,
 };
+
+/// Redis 8.0, the version of Debian 13.
+pub const REDIS_8_0: Kind = Kind {
+    name: "redis-8.0",
+    variable: "PERENNIAL_REDIS_8_0",
+    program: "redis-server",
+    version: "Redis server v=8.0.",
+    speaks: (8, 0),
+    field_expiry: true,
+    tls: true,
+};
+
+/// Valkey 8.1, the version of Debian 13.
+pub const VALKEY_8_1: Kind = Kind {
+    name: "valkey-8.1",
+    variable: "PERENNIAL_VALKEY_8_1",
+    program: "valkey-server",
+    version: "Valkey server v=8.1.",
+    speaks: (7, 2),
+    field_expiry: false,
+    tls: true,
+};
+
+/// Valkey 9.1, with a payload format of its own.
+pub const VALKEY_9_1: Kind = Kind {
+    name: "valkey-9.1",
+    variable: "PERENNIAL_VALKEY_9_1",
+    program: "valkey-server",
+    version: "Valkey server v=9.1.",
+    speaks: (7, 2),
+    field_expiry: true,
+    tls: false,
+};
+
+/// The named scenarios, each a `fn(Kind)` of this module, as one test for each kind of server: `name::redis_6_2` and so
+/// on. `since 7.0;` in front leaves 6.2 out, for what that version does not have.
+#[macro_export]
+macro_rules! on_every_server {
+    (since 7.0; $($scenario:ident),+ $(,)?) => {$(
+        mod $scenario {
+            use $crate::harness::servers;
+            #[test] fn redis_7_0() { super::$scenario(servers::REDIS_7_0); }
+            #[test] fn redis_8_0() { super::$scenario(servers::REDIS_8_0); }
+            #[test] fn valkey_8_1() { super::$scenario(servers::VALKEY_8_1); }
+            #[test] fn valkey_9_1() { super::$scenario(servers::VALKEY_9_1); }
+        }
+    )+};
+    ($($scenario:ident),+ $(,)?) => {$(
+        mod $scenario {
+            use $crate::harness::servers;
+            #[test] fn redis_6_2() { super::$scenario(servers::REDIS_6_2); }
+            #[test] fn redis_7_0() { super::$scenario(servers::REDIS_7_0); }
+            #[test] fn redis_8_0() { super::$scenario(servers::REDIS_8_0); }
+            #[test] fn valkey_8_1() { super::$scenario(servers::VALKEY_8_1); }
+            #[test] fn valkey_9_1() { super::$scenario(servers::VALKEY_9_1); }
+        }
+    )+};
+}
 
 impl Kind {
     /// The program, where this machine has it.
@@ -84,7 +162,7 @@ impl Kind {
     /// the machine has no such server: said and counted; in CI (`$CI` is set) that is a failure.
     pub fn start(&self, config: &[&str]) -> Option<Server> {
         match self.find() {
-            Some(program) => Some(Server::start(program, Port::reserve(), config)),
+            Some(program) => Some(Server::start(*self, program, Port::reserve(), config)),
             None => {
                 skip(&format!(
                     "no {} on this machine: run scripts/servers.sh or set {}",
@@ -120,6 +198,7 @@ fn skip(why: &str) {
 #[derive(Debug)]
 pub struct Server {
     process: Process,
+    kind: Kind,
     program: PathBuf,
     port: Port,
     config: Vec<String>,
@@ -127,12 +206,13 @@ pub struct Server {
 }
 
 impl Server {
-    fn start(program: PathBuf, port: Port, config: &[&str]) -> Self {
+    fn start(kind: Kind, program: PathBuf, port: Port, config: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config: Vec<String> = config.iter().map(ToString::to_string).collect();
-        let process = spawn(&program, port.number, folder.path(), &config);
+        let process = spawn(kind, &program, port.number, folder.path(), &config);
         let mut server = Self {
             process,
+            kind,
             program,
             port,
             config,
@@ -154,6 +234,7 @@ impl Server {
     pub fn start_again_without_waiting(&mut self) {
         assert!(self.process.exited().is_some(), "the server still runs");
         self.process = spawn(
+            self.kind,
             &self.program,
             self.port.number,
             self.folder.path(),
@@ -184,6 +265,12 @@ impl Server {
             self.port = Port::reserve();
             self.start_again_without_waiting();
         }
+    }
+
+    /// What it was started as.
+    #[allow(dead_code, reason = "for restores into a server of the same kind")]
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// `127.0.0.1:<port>`.
@@ -300,7 +387,7 @@ impl Server {
 }
 
 /// The harness's defaults come first: what a test gives later wins.
-fn spawn(program: &Path, port: u16, folder: &Path, config: &[String]) -> Process {
+fn spawn(kind: Kind, program: &Path, port: u16, folder: &Path, config: &[String]) -> Process {
     let port = port.to_string();
     let folder_text = folder.to_str().unwrap();
     let defaults = [
@@ -309,18 +396,21 @@ fn spawn(program: &Path, port: u16, folder: &Path, config: &[String]) -> Process
         ["--dir", folder_text],
         ["--save", ""],
         ["--appendonly", "no"],
-        ["--enable-debug-command", "yes"],
         ["--repl-diskless-sync-delay", "0"],
     ];
+    // Before 7.0 DEBUG is always allowed.
+    let debug = ["--enable-debug-command", "yes"];
+    let debug = (kind.speaks >= (7, 0)).then_some(debug);
     let arguments: Vec<String> = defaults
         .iter()
+        .chain(debug.iter())
         .flatten()
         .map(ToString::to_string)
         .chain(config.iter().cloned())
         .collect();
     fs::create_dir_all(folder).unwrap();
     Process::start(
-        &format!("redis on {port}"),
+        &format!("{} on {port}", kind.name),
         program,
         &arguments,
         &[],
@@ -328,9 +418,13 @@ fn spawn(program: &Path, port: u16, folder: &Path, config: &[String]) -> Process
     )
 }
 
-#[test]
-fn a_server_is_killed_and_started_again_on_its_port() {
-    let Some(mut server) = REDIS_7_0.start(&[]) else {
+crate::on_every_server! {
+    a_server_is_killed_and_started_again_on_its_port,
+    an_old_dump_is_there_after_a_kill,
+}
+
+fn a_server_is_killed_and_started_again_on_its_port(kind: Kind) {
+    let Some(mut server) = kind.start(&[]) else {
         return;
     };
     let address = server.address();
@@ -345,9 +439,8 @@ fn a_server_is_killed_and_started_again_on_its_port() {
     }
 }
 
-#[test]
-fn an_old_dump_is_there_after_a_kill() {
-    let Some(mut server) = REDIS_7_0.start(&[]) else {
+fn an_old_dump_is_there_after_a_kill(kind: Kind) {
+    let Some(mut server) = kind.start(&[]) else {
         return;
     };
     let mut client = server.client();
