@@ -45,6 +45,8 @@ mod bad_input;
 mod status;
 // Both killed at any moment, again and again.
 mod double_kill;
+// A server that is stopped in order under load loses nothing that it answered, in whatever order Perennial stops.
+mod orderly_stop;
 // Seeds that must not come about, and stopping while something hangs.
 mod seeds_refused;
 // The help, word for word; every flag has its variable.

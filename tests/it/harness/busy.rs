@@ -10,7 +10,7 @@ use super::{Client, DEADLINE, Value, until};
 
 /// How soon a client connects again.
 const RECONNECT: Duration = Duration::from_millis(5);
-/// How long a confirming client lets WAIT wait, in milliseconds.
+/// How long a confirming client lets WAIT wait unless told otherwise, in milliseconds.
 const WAIT_MS: &str = "1000";
 
 /// How many clients there are and what they do.
@@ -45,12 +45,12 @@ pub struct Confirmed {
     pub value: String,
 }
 
-/// What was confirmed.
+/// What was confirmed, or answered, in the order of the answers.
 #[derive(Debug, Clone, Default)]
 pub struct Ledger(pub Vec<Confirmed>);
 
 impl Ledger {
-    /// Fails when a confirmed write is not there.
+    /// Fails when a write of the ledger is not there.
     #[track_caller]
     pub fn assert_all_in(&self, address: &str) {
         let mut client = Client::connect_loaded(address);
@@ -75,7 +75,7 @@ impl Ledger {
         }
         assert!(
             missing.is_empty(),
-            "{} of {} confirmed writes are lost, the first: {:#?}",
+            "{} of {} writes are lost, the first: {:#?}",
             missing.len(),
             self.0.len(),
             &missing[..missing.len().min(10)]
@@ -91,6 +91,16 @@ struct Shared {
     resting: AtomicUsize,
     acknowledged: AtomicU64,
     ledger: Mutex<Ledger>,
+    answered: Mutex<Ledger>,
+}
+
+/// What the clients do beyond their load.
+#[derive(Debug, Clone, Copy)]
+struct Manner {
+    /// How long WAIT waits, in milliseconds; "0" is for ever.
+    wait_ms: &'static str,
+    /// Every write that is answered with OK is recorded.
+    recording: bool,
 }
 
 /// The running clients. Dropped, they stop.
@@ -103,6 +113,42 @@ pub struct Writers {
 impl Writers {
     /// Starts the clients. Client `c` writes keys `w:<c>:<n>`, n = 0, 1, 2 …, to database c modulo 4.
     pub fn start(address: &str, load: Load) -> Self {
+        Self::in_manner(
+            address,
+            load,
+            Manner {
+                wait_ms: WAIT_MS,
+                recording: false,
+            },
+        )
+    }
+
+    /// The same, and every write that is answered with OK is recorded: [`Writers::answered`]. Of a write whose
+    /// answer was lost nothing is known, and nothing is recorded.
+    pub fn start_recording(address: &str, load: Load) -> Self {
+        Self::in_manner(
+            address,
+            load,
+            Manner {
+                wait_ms: WAIT_MS,
+                recording: true,
+            },
+        )
+    }
+
+    /// The same as [`Writers::start`], with a WAIT that waits until it is confirmed or the connection breaks.
+    pub fn start_waiting_for_ever(address: &str, load: Load) -> Self {
+        Self::in_manner(
+            address,
+            load,
+            Manner {
+                wait_ms: "0",
+                recording: false,
+            },
+        )
+    }
+
+    fn in_manner(address: &str, load: Load, manner: Manner) -> Self {
         let shared = Arc::new(Shared::default());
         let threads = (0..load.plain + load.confirming)
             .map(|number| {
@@ -112,6 +158,7 @@ impl Writers {
                     database: u32::try_from(number).unwrap() % DATABASES,
                     confirming: number >= load.plain,
                     load,
+                    manner,
                     shared: Arc::clone(&shared),
                 };
                 thread::spawn(move || writer.run())
@@ -128,6 +175,11 @@ impl Writers {
     /// A copy of what has been confirmed so far.
     pub fn ledger(&self) -> Ledger {
         self.shared.ledger.lock().unwrap().clone()
+    }
+
+    /// A copy of every write that was answered with OK so far, if they record.
+    pub fn answered(&self) -> Ledger {
+        self.shared.answered.lock().unwrap().clone()
     }
 
     /// Waits until `count` more writes have been acknowledged.
@@ -194,6 +246,7 @@ struct Writer {
     database: u32,
     confirming: bool,
     load: Load,
+    manner: Manner,
     shared: Arc<Shared>,
 }
 
@@ -248,22 +301,28 @@ impl Writer {
         *next += 1;
         let mut commands = vec![vec!["SET", &key, &value]];
         if self.confirming {
-            commands.push(vec!["WAIT", "1", WAIT_MS]);
+            commands.push(vec!["WAIT", "1", self.manner.wait_ms]);
         }
-        let replies = client.pipeline(&commands)?;
-        if !matches!(replies[0], Value::Simple(_)) {
+        client.send(&commands)?;
+        if !matches!(client.reply()?, Value::Simple(_)) {
             *next = number;
+            if self.confirming {
+                client.reply()?;
+            }
             return Ok(());
         }
         self.shared.acknowledged.fetch_add(1, Ordering::SeqCst);
-        if self.confirming && matches!(replies[1], Value::Integer(count) if count >= 1) {
-            let database = self.database;
-            let confirmed = Confirmed {
-                database,
-                key,
-                value,
-            };
-            self.shared.ledger.lock().unwrap().0.push(confirmed);
+        let write = Confirmed {
+            database: self.database,
+            key,
+            value,
+        };
+        if self.manner.recording {
+            let mut answered = self.shared.answered.lock().unwrap();
+            answered.0.push(write.clone());
+        }
+        if self.confirming && matches!(client.reply()?, Value::Integer(count) if count >= 1) {
+            self.shared.ledger.lock().unwrap().0.push(write);
         }
         Ok(())
     }

@@ -105,12 +105,17 @@ impl Client {
 
     /// Sends several commands at once and reads their replies.
     pub fn pipeline<A: AsRef<[u8]>>(&mut self, commands: &[Vec<A>]) -> io::Result<Vec<Value>> {
+        self.send(commands)?;
+        commands.iter().map(|_| self.reply()).collect()
+    }
+
+    /// Sends several commands at once; each has a [`Client::reply`].
+    pub fn send<A: AsRef<[u8]>>(&mut self, commands: &[Vec<A>]) -> io::Result<()> {
         let mut bytes = Vec::new();
         for command in commands {
             bytes.extend_from_slice(&encode(command));
         }
-        self.writer.write_all(&bytes)?;
-        commands.iter().map(|_| self.reply()).collect()
+        self.writer.write_all(&bytes)
     }
 
     /// Sends one command that must succeed.

@@ -40,8 +40,14 @@ impl BornAsReplica {
     /// Starts both, and waits until the empty server has been promoted and is followed.
     #[track_caller]
     pub fn start(kind: Kind, archive: &Archive) -> Option<Self> {
+        Self::start_with(kind, archive, &[])
+    }
+
+    /// The same with more of the server's settings.
+    #[track_caller]
+    pub fn start_with(kind: Kind, archive: &Archive, config: &[&str]) -> Option<Self> {
         let seeder = Port::reserve();
-        let server = kind.start_waiting_for(&seeder)?;
+        let server = kind.start_waiting_with(&seeder, config)?;
         let listen = seeder.address();
         let perennial = Perennial::follow_url(&server.url(), archive, &["--seed-listen", &listen]);
         until("the empty server is promoted", DEADLINE, || {

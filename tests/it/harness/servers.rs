@@ -140,14 +140,20 @@ impl Kind {
     /// The same, with the configuration that closes the window in which a busy client can write to an empty server: it
     /// waits for its seed at every start.
     pub fn start_waiting_for(&self, seeder: &Port) -> Option<Server> {
+        self.start_waiting_with(seeder, &[])
+    }
+
+    /// The same with more settings.
+    pub fn start_waiting_with(&self, seeder: &Port, config: &[&str]) -> Option<Server> {
         let port = seeder.number.to_string();
-        self.start(&[
+        let waits = [
             "--replicaof",
             "127.0.0.1",
             &port,
             "--replica-serve-stale-data",
             "no",
-        ])
+        ];
+        self.start(&[&waits, config].concat())
     }
 
     fn is_this_version(&self, program: &Path) -> bool {
@@ -308,9 +314,20 @@ impl Server {
     #[track_caller]
     pub fn terminate(&mut self) -> Duration {
         let started = std::time::Instant::now();
-        self.process.signal(Signal::TERM);
-        self.process.wait(DEADLINE);
+        self.begin_to_terminate();
+        self.until_ended();
         started.elapsed()
+    }
+
+    /// SIGTERM, and no waiting for what comes of it.
+    pub fn begin_to_terminate(&mut self) {
+        self.process.signal(Signal::TERM);
+    }
+
+    /// Waits for the end of the process.
+    #[track_caller]
+    pub fn until_ended(&mut self) {
+        self.process.wait(DEADLINE);
     }
 
     /// SIGSTOP.
