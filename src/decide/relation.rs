@@ -71,7 +71,7 @@ pub enum Relation {
     Branch(Offer),
     /// Nothing connects the two.
     Unknown {
-        /// It is the very process that the head was captured from, and it has been nobody's replica since:
+        /// It is the very process that the head was captured from, a master that has been nobody's replica since:
         /// its backlog expired and with it its id (`protocol-facts` 2.6), its data did not.
         same_process: bool,
     },
@@ -227,13 +227,18 @@ fn on_the_heads_way(catalog: &Catalog, position: Position) -> bool {
 }
 
 fn same_process(server: &Server, catalog: &Catalog) -> bool {
-    let Some(head) = catalog
-        .head()
-        .and_then(|head| catalog.timeline(head.timeline))
-    else {
+    let Some((end, head)) = catalog.head().and_then(|head| {
+        catalog
+            .timeline(head.timeline)
+            .map(|timeline| (head.offset, timeline))
+    }) else {
         return false;
     };
-    server.previous.is_none()
+    // A replica is the same process with whatever its master sent last: a full resync leaves no trace of the id
+    // before, and gives it its master's offset.
+    server.role == Role::Master
+        && server.previous.is_none()
+        && server.offset >= end
         && !server.run_id.is_empty()
         && head.document.source.run_id == server.run_id
         && head.document.source.run_id != "?"
@@ -459,12 +464,27 @@ pub(super) mod tests {
             previous: Some((id(8), Offset::new(300))),
             ..known
         };
-        assert_eq!(
-            relate(&wandered, &chain()),
-            Relation::Unknown {
-                same_process: false
-            }
-        );
+        let known = Server {
+            previous: None,
+            ..wandered.clone()
+        };
+        let replica = Server {
+            role: Role::Replica { link_up: true },
+            ..known.clone()
+        };
+        let rewound = Server {
+            offset: Offset::new(199),
+            ..known
+        };
+        for other in [wandered, replica, rewound] {
+            assert_eq!(
+                relate(&other, &chain()),
+                Relation::Unknown {
+                    same_process: false
+                },
+                "{other:?}"
+            );
+        }
     }
 
     #[test]
