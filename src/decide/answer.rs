@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::relation::{Role, Server};
+use super::relation::{Offer, Role, Server};
 use super::table::{Follow, Suspicion};
 use crate::position::{Offset, Position, ReplicationId, TimelineSeq};
 
@@ -119,10 +119,7 @@ pub fn after_sync(follow: &Follow, reply: Reply, before: &Server, after: &Server
                     to: offset,
                 };
             }
-            let descends = after.previous.is_some_and(|(previous, last)| {
-                previous == offer.id && last >= offer.position.offset
-            });
-            if id != offer.id && !descends {
+            if id != offer.id && !descends(&offer, before, after) {
                 return Outcome::Again(Again::ServerChanged);
             }
             Outcome::NewTimeline {
@@ -135,6 +132,20 @@ pub fn after_sync(follow: &Follow, reply: Reply, before: &Server, after: &Server
             }
         }
     }
+}
+
+/// Whether the server's history contains what was offered, under an id that it had before its own.
+fn descends(offer: &Offer, before: &Server, after: &Server) -> bool {
+    let says_so = |server: &Server| {
+        server
+            .previous
+            .is_some_and(|(id, last)| id == offer.id && last >= offer.position.offset)
+    };
+    // A server that came from a dump and was promoted before it ever had a link has no backlog. Its first PSYNC makes
+    // one, takes a new id and forgets the one before; the process, its data and its offset stay.
+    let forgot = (before.role, after.role, after.previous) == (Role::Master, Role::Master, None)
+        && after.offset >= before.offset;
+    says_so(after) || (forgot && says_so(before))
 }
 
 fn root(id: ReplicationId, offset: Offset, suspect: Option<Suspicion>) -> Outcome {
@@ -271,6 +282,42 @@ mod tests {
                 suspect: None,
             }
         );
+    }
+
+    /// A replica of ours came from a dump ahead of the archive and was promoted: PSYNC makes it forget our id.
+    #[test]
+    fn a_descendant_that_forgets_its_past_at_psync_is_a_child_behind_a_hole() {
+        let before = promoted(2, 1, 150);
+        let answer =
+            |after: &Server| after_sync(&offering(true, None), full(3, 150), &before, after);
+        let renamed = |server: Server| Server {
+            run_id: before.run_id.clone(),
+            ..server
+        };
+        let outcome = answer(&renamed(server(3, 150)));
+        assert_eq!(
+            outcome,
+            Outcome::NewTimeline {
+                id: id(3),
+                parent: Some(at(1, 100)),
+                start: Offset::new(100),
+                streams_after: Offset::new(150),
+                snapshot: true,
+                suspect: None,
+            }
+        );
+        let again = Outcome::Again(Again::ServerChanged);
+        for other in [
+            server(3, 150),
+            renamed(server(3, 149)),
+            renamed(promoted(3, 9, 150)),
+            renamed(Server {
+                role: Role::Replica { link_up: true },
+                ..server(3, 150)
+            }),
+        ] {
+            assert_eq!(answer(&other), again, "{other:?}");
+        }
     }
 
     #[test]
