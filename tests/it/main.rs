@@ -27,8 +27,14 @@ mod layers;
 mod loop_closes;
 // A server that starts from an older dump gets the writes that came after it.
 mod stale_dump;
+// A server that waits for its seed at every start: a test for each row of the table of what it may hold.
+mod born_a_replica;
 // A data set that its users emptied stays empty.
 mod emptied_on_purpose;
+// Real replicas of a master that died continue from the seeded one, or from one of them.
+mod surviving_replicas;
+// A replica is followed in its master's coordinates, and never seeded.
+mod sub_replica;
 // WAIT means that the write is in the store, also while the store refuses.
 mod wait_means_stored;
 // Values and transactions larger than every buffer.

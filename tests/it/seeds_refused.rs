@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use crate::harness::{
-    Archive, BornAsReplica, DEADLINE, Perennial, Port, REDIS_7_0, Server, Value, holds_for, until,
+    Archive, DEADLINE, Perennial, Port, REDIS_7_0, Server, Value, holds_for, until,
 };
 
 #[track_caller]
@@ -59,29 +59,6 @@ fn a_dump_from_before_the_first_snapshot_is_seeded() {
     server.start_again();
     until_there(&server, "late");
     perennial.assert_healthy();
-}
-
-#[test]
-fn a_dump_from_before_the_first_snapshot_is_seeded_when_born_as_a_replica() {
-    let archive = Archive::new();
-    let Some(mut born) = BornAsReplica::start(REDIS_7_0, &archive) else {
-        return;
-    };
-    let mut client = born.server.client();
-    client.line("SET early 1");
-    client.wait_until_stored(DEADLINE);
-    client.save();
-    // The archive begins anew, after the dump.
-    born.perennial.kill();
-    fs::remove_dir_all(archive.path()).unwrap();
-    client.line("SET middle 1");
-    born.perennial.start_again();
-    client.line("SET late 1");
-    client.wait_until_stored(DEADLINE);
-    born.server.kill();
-    born.server.start_again_without_waiting();
-    until_there(&born.server, "late");
-    assert_eq!(born.server.client().line("GET middle").text(), "1");
 }
 
 /// A server whose dump names a history at an offset before this archive's first snapshot.

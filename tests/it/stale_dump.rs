@@ -2,8 +2,7 @@
 
 use crate::harness::workload::write_everything;
 use crate::harness::{
-    Archive, BornAsReplica, Client, DEADLINE, Digest, Kind, Load, Perennial, Server, Value,
-    Writers, assert_same, until,
+    Archive, Client, DEADLINE, Digest, Kind, Perennial, Server, Value, assert_same, until,
 };
 use crate::on_every_server;
 
@@ -12,7 +11,6 @@ on_every_server! {
     the_writes_after_the_dump_are_back,
     the_writes_after_the_dump_are_back_when_perennial_was_gone_too,
     a_write_on_the_stale_server_makes_it_suspect,
-    born_as_a_replica_a_stale_server_catches_up_under_busy_clients,
 }
 
 /// Early data, a SAVE, later data that are stored, and `kill -9`. Returns what must be there afterwards.
@@ -93,29 +91,4 @@ fn a_write_on_the_stale_server_makes_it_suspect(kind: Kind) {
     server.start_again();
     until_the_late_write_is_back(&server);
     assert_same(&before, &Digest::of(&server.address()));
-}
-
-fn born_as_a_replica_a_stale_server_catches_up_under_busy_clients(kind: Kind) {
-    let archive = Archive::new();
-    let Some(mut born) = BornAsReplica::start(kind, &archive) else {
-        return;
-    };
-    let server = &mut born.server;
-    let writers = Writers::start(&server.address(), Load::default());
-    writers.until_confirmed_more(50);
-    server.client().save();
-    for generation in 2..=3 {
-        writers.until_confirmed_more(100);
-        server.kill();
-        server.start_again();
-        archive.until("the next generation is archived", DEADLINE, |status| {
-            status.timelines.len() == generation
-        });
-        until("it is a master again", DEADLINE, || server.is_master());
-        writers.ledger().assert_all_in(&server.address());
-    }
-    writers.until_confirmed_more(50);
-    writers.stop().assert_all_in(&server.address());
-    assert!(archive.status().suspects().is_empty());
-    born.perennial.assert_healthy();
 }

@@ -1,20 +1,57 @@
 //! The loop in this process, over a store whose faults a test switches.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use perennial::cli::run::run;
-use perennial::clock::SystemClock;
+use perennial::clock::{Clock, SystemClock};
 use perennial::config::RunSettings;
 use perennial::decide::Policy;
 use perennial::follow::AckMode;
+use perennial::position::{Ticks, UnixMillis};
 use perennial::store::Store;
 use perennial::store::faulty::{Faults, FaultyStore};
 use perennial::store::fs::FsStore;
 use tokio::sync::watch;
 
 use super::{Archive, DEADLINE, Server};
+
+/// The system's clock, which a test can move ahead.
+#[derive(Debug)]
+pub struct MovableClock {
+    clock: SystemClock,
+    ahead_ms: AtomicU64,
+}
+
+impl MovableClock {
+    /// The system's time for now.
+    pub fn new() -> Self {
+        Self {
+            clock: SystemClock::new(),
+            ahead_ms: AtomicU64::new(0),
+        }
+    }
+
+    /// So much time passes at once.
+    pub fn forward(&self, time: Duration) {
+        let milliseconds = u64::try_from(time.as_millis()).unwrap();
+        self.ahead_ms.fetch_add(milliseconds, Ordering::SeqCst);
+    }
+}
+
+impl Clock for MovableClock {
+    fn ticks(&self) -> Ticks {
+        self.clock
+            .ticks()
+            .plus(self.ahead_ms.load(Ordering::SeqCst))
+    }
+
+    fn unix(&self) -> UnixMillis {
+        self.clock.unix()
+    }
+}
 
 /// `perennial run` on a thread of its own.
 pub struct InProcess {
@@ -25,6 +62,16 @@ pub struct InProcess {
 impl InProcess {
     /// Follows `server` into `archive`, through a store that obeys `faults`.
     pub fn follow(server: &Server, archive: &Archive, faults: &Faults) -> Self {
+        Self::follow_by(server, archive, faults, Arc::new(SystemClock::new()))
+    }
+
+    /// The same by another clock.
+    pub fn follow_by(
+        server: &Server,
+        archive: &Archive,
+        faults: &Faults,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         let options = RunSettings {
             redis: server.url(),
             archive: archive.url(),
@@ -51,8 +98,7 @@ impl InProcess {
                 .enable_all()
                 .build()
                 .unwrap();
-            let outcome =
-                runtime.block_on(run(options, store, Arc::new(SystemClock::new()), stopped));
+            let outcome = runtime.block_on(run(options, store, clock, stopped));
             runtime.shutdown_timeout(Duration::from_secs(1));
             outcome
         });

@@ -33,7 +33,7 @@ pub struct BornAsReplica {
     pub server: Server,
     pub perennial: Perennial,
     // Reserved until the end: Perennial listens there only from time to time.
-    _seeder: Port,
+    seeder: Port,
 }
 
 impl BornAsReplica {
@@ -57,8 +57,16 @@ impl BornAsReplica {
         Some(Self {
             server,
             perennial,
-            _seeder: seeder,
+            seeder,
         })
+    }
+
+    /// Starts Perennial anew on the same seed port with more flags; the one before is killed.
+    pub fn follow_with(&mut self, archive: &Archive, more: &[&str]) {
+        self.perennial.kill();
+        let listen = self.seeder.address();
+        let flags = [&["--seed-listen", listen.as_str()], more].concat();
+        self.perennial = Perennial::follow_url(&self.server.url(), archive, &flags);
     }
 }
 

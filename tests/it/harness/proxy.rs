@@ -15,7 +15,7 @@ const BUFFER_BYTES: usize = 64 * 1024;
 
 #[derive(Debug)]
 struct Shared {
-    upstream: String,
+    upstream: Mutex<String>,
     end: AtomicBool,
     down: AtomicBool,
     stalled: AtomicBool,
@@ -46,7 +46,7 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", port.number)).unwrap();
         listener.set_nonblocking(true).unwrap();
         let shared = Arc::new(Shared {
-            upstream: upstream.to_owned(),
+            upstream: Mutex::new(upstream.to_owned()),
             end: AtomicBool::new(false),
             down: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
@@ -75,6 +75,12 @@ impl Proxy {
     /// `redis://127.0.0.1:<port>`.
     pub fn url(&self) -> String {
         format!("redis://{}", self.address())
+    }
+
+    /// Passes new connections to another server, and closes those to the old one.
+    pub fn switch_to(&self, upstream: &str) {
+        upstream.clone_into(&mut self.shared.upstream.lock().unwrap());
+        self.shared.cut();
     }
 
     /// Closes all connections once; new ones are welcome.
@@ -172,7 +178,8 @@ impl Shared {
     }
 
     fn connect(self: &Arc<Self>, client: TcpStream) {
-        let Ok(server) = TcpStream::connect(&self.upstream) else {
+        let upstream = self.upstream.lock().unwrap().clone();
+        let Ok(server) = TcpStream::connect(upstream) else {
             return;
         };
         client.set_nonblocking(false).unwrap();

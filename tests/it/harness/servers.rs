@@ -274,7 +274,6 @@ impl Server {
     }
 
     /// What it was started as.
-    #[allow(dead_code, reason = "for restores into a server of the same kind")]
     pub fn kind(&self) -> Kind {
         self.kind
     }
@@ -282,6 +281,11 @@ impl Server {
     /// `127.0.0.1:<port>`.
     pub fn address(&self) -> String {
         self.port.address()
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port.number
     }
 
     /// `redis://127.0.0.1:<port>`.
@@ -298,6 +302,11 @@ impl Server {
     /// Its working folder: `dump.rdb`, `appendonlydir`.
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Removes the dump that a save, or a full sync loaded from disk, left behind.
+    pub fn remove_dump(&self) {
+        let _ = fs::remove_file(self.folder().join("dump.rdb"));
     }
 
     /// What the server has logged, over all starts.
