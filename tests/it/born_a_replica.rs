@@ -1,5 +1,6 @@
 //! A server whose configuration makes it a replica of Perennial at every start: each row of what it may hold when it
 //! comes, and what is done with it. Never is data lost that the archive does not have, nor served what is not its own.
+//! Nothing here is peculiar to 7.0: as a replica 6.2 goes on from its dump's position as well.
 
 use std::fs;
 use std::time::Duration;
@@ -219,7 +220,7 @@ fn kept_and_suspect(born: &mut BornAsReplica, archive: &Archive, own: &Digest, h
 
     born.server.kill();
     born.server.remove_dump();
-    let _ = fs::remove_dir_all(born.server.folder().join("appendonlydir"));
+    born.server.remove_append_only_files();
     born.server.start_again();
     born.server.until_master_with_data();
     assert_same(head, &Digest::of(&born.server.address()));
@@ -297,7 +298,7 @@ fn an_append_only_file_without_data_is_seeded(kind: Kind) {
     let before = write_and_store(&born.server, 0);
     born.server.kill();
     born.server.remove_dump();
-    fs::remove_dir_all(born.server.folder().join("appendonlydir")).unwrap();
+    born.server.remove_append_only_files();
     born.server.start_again();
     born.server.until_master_with_data();
     assert_same(&before, &Digest::of(&born.server.address()));

@@ -1,6 +1,6 @@
 //! A master with two real replicas dies. Filled again under its old replication id, it lets them go on from where they
 //! stand; replicas that hold what the archive never got are told to take everything anew, and never differ silently.
-//! One of them may be promoted instead: its history goes on in the archive.
+//! One of them may be promoted instead: its history goes on in the archive. All but the restored files holds for 6.2 too.
 
 use std::sync::Arc;
 use std::time::Duration;

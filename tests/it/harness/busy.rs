@@ -75,7 +75,7 @@ impl Ledger {
         }
         assert!(
             missing.is_empty(),
-            "{} of {} writes are lost, the first: {:#?}",
+            "{} of {} confirmed writes are lost, the first: {:#?}",
             missing.len(),
             self.0.len(),
             &missing[..missing.len().min(10)]

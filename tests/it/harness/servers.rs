@@ -309,6 +309,12 @@ impl Server {
         let _ = fs::remove_file(self.folder().join("dump.rdb"));
     }
 
+    /// Removes its append-only files, of whatever version.
+    pub fn remove_append_only_files(&self) {
+        let _ = fs::remove_dir_all(self.folder().join("appendonlydir"));
+        let _ = fs::remove_file(self.folder().join("appendonly.aof"));
+    }
+
     /// What the server has logged, over all starts.
     pub fn log(&self) -> String {
         self.process.log()
