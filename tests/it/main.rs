@@ -27,6 +27,8 @@ mod layers;
 mod loop_closes;
 // A server that starts from an older dump gets the writes that came after it.
 mod stale_dump;
+// What is different before 7.0: keys on the link, forks, dumps without a past.
+mod older_masters;
 // A data set that its users emptied stays empty.
 mod emptied_on_purpose;
 // WAIT means that the write is in the store, also while the store refuses.
