@@ -29,6 +29,8 @@ mod loop_closes;
 mod stale_dump;
 // What is different before 7.0: keys on the link, forks, dumps without a past.
 mod older_masters;
+// Fields of hashes that expire, and the payload format that carries them.
+mod fields_that_expire;
 // A data set that its users emptied stays empty.
 mod emptied_on_purpose;
 // WAIT means that the write is in the store, also while the store refuses.
