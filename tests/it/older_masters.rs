@@ -72,12 +72,13 @@ fn a_payload_that_is_slow_to_store_is_asked_for_once() {
     let Some(mut server) = REDIS_6_2.start(&["--rdbcompression", "no"]) else {
         return;
     };
-    // More than the budget of 32 MiB, in blocks of 4 MiB.
-    server.client().line("DEBUG POPULATE 48 filler 1048576");
+    // 48 MiB more than the budget, in blocks of 4 MiB: reading is held back for ten seconds, twice what a replication
+    // stream would be.
+    server.client().line("DEBUG POPULATE 80 filler 1048576");
     let archive = Archive::new();
     let faults = Faults::new();
     for n in 1..=12 {
-        faults.at_kind(Operation::Write, n, Fault::Delay(800));
+        faults.at_kind(Operation::Write, n, Fault::Delay(1000));
     }
     let perennial = InProcess::follow(&server, &archive, &faults);
     until("the payload is on its way", DEADLINE, || {
@@ -115,6 +116,35 @@ fn a_payload_cut_midway_is_fetched_again_once() {
     assert_eq!(full_syncs(&server), 2, "{}", perennial.log());
     assert_eq!(server.info_number("stats", "sync_partial_ok"), 1);
     archive.status().assert_chain_of(1);
+    comes_back(&mut server);
+    perennial.assert_healthy();
+}
+
+/// Away for longer than the backlog lasts: a gap, and one full sync more, which is its snapshot. INFO tells that the
+/// link cannot be resumed, so nothing is asked for in vain.
+#[test]
+fn a_gap_costs_one_full_sync() {
+    let Some(mut server) = REDIS_6_2.start(&["--repl-backlog-size", "16kb"]) else {
+        return;
+    };
+    let proxy = Proxy::to(&server.address());
+    let archive = Archive::new();
+    let mut perennial = Perennial::follow_url(&proxy.url(), &archive, &[]);
+    archive.until_durable();
+    for gap in 1..=2 {
+        proxy.down();
+        until("the server has lost its replica", DEADLINE, || {
+            server.info_number("replication", "connected_slaves") == 0
+        });
+        write_everything(&mut server.client(), gap);
+        proxy.up();
+        archive.until("the snapshot behind the gap", DEADLINE, |status| {
+            status.snapshots() as u64 == gap + 1
+        });
+        server.client().wait_until_stored(DEADLINE);
+        assert_eq!(full_syncs(&server), gap + 1, "{}", perennial.log());
+        assert_eq!(archive.status().timelines[0].gaps.len() as u64, gap);
+    }
     comes_back(&mut server);
     perennial.assert_healthy();
 }
