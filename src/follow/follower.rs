@@ -11,7 +11,7 @@ use super::budget::Budget;
 use super::encode::Encoder;
 use super::link::Link;
 use super::pipeline::{Pipeline, SealOptions};
-use super::snapshots::SnapshotFailure;
+use super::snapshots::{SnapshotFailure, SnapshotPace};
 use super::uploader::{Progress, Uploader};
 use crate::archive::block::{BlockContext, Boundary};
 use crate::archive::layout::{
@@ -20,7 +20,7 @@ use crate::archive::layout::{
 use crate::archive::timeline::Catalog;
 use crate::clock::Clock;
 use crate::decide::{Again, Follow, Offer, Outcome, Reply, Role, Server, Suspicion, after_sync};
-use crate::position::{Offset, Position, ReplicationId, Ticks, TimelineSeq};
+use crate::position::{Offset, Position, ReplicationId, TimelineSeq};
 use crate::proto::handshake::{Auth, PsyncRequest};
 use crate::proto::replica::{Event, Refusal, ReplicaOptions};
 use crate::proto::resp::Malformed;
@@ -35,6 +35,9 @@ use crate::store::{Store, StoreError, catalog};
 const HANDSHAKE_MILLIS: u64 = 180_000;
 /// The longest silence on the link, milliseconds: the servers' own `repl-timeout`; they ping every 10 s.
 const IDLE_MILLIS: u64 = 60_000;
+
+/// The first version that leaves the keys out of a full resync on request (`protocol-facts` 1.2).
+const FILTERS_SINCE: (u32, u32) = (7, 0);
 
 /// What is told to the master.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -80,6 +83,8 @@ pub enum FollowEnd {
     Stalled,
     /// The snapshot belongs to another history.
     Snapshot(SnapshotFailure),
+    /// The last snapshot failed, and this server sends one with every full resync: not asked yet.
+    NotYet,
     /// Told to stop.
     Stopped,
 }
@@ -99,6 +104,10 @@ impl fmt::Display for FollowEnd {
                  master's own memory does not fill; resuming when there is room",
             ),
             Self::Snapshot(error) => error.fmt(f),
+            Self::NotYet => f.write_str(
+                "the last snapshot failed, and each full resync makes this server write another one: waiting before \
+                 the next",
+            ),
             Self::Stopped => f.write_str("told to stop"),
         }
     }
@@ -124,20 +133,15 @@ pub(super) enum SnapshotNeed {
     None,
     /// To be fetched over a connection of its own, while a link is up: a server that comes up empty must not
     /// be asked for a payload before it has been looked at.
-    Wanted {
-        /// Attempts that failed.
-        attempts: u32,
-        /// Each attempt makes the master fork: not before this.
-        not_before: Ticks,
-    },
+    Wanted,
     /// It comes on the link itself, at this offset, because the server cannot leave it out.
     OnLink(Offset),
-    /// Being fetched.
+    /// On its way.
     Running {
-        /// Attempts that failed before.
-        attempts: u32,
         /// The attempt.
         task: JoinHandle<Result<(), SnapshotFailure>>,
+        /// All of it is here, whatever becomes of the server: only the store has to take it.
+        received: bool,
     },
 }
 
@@ -145,10 +149,7 @@ impl SnapshotNeed {
     /// After a full resync at `at`: its payload holds the keys, unless they could be left out.
     fn of_full_resync(filtered: bool, at: Offset) -> Self {
         if filtered {
-            Self::Wanted {
-                attempts: 0,
-                not_before: Ticks(0),
-            }
+            Self::Wanted
         } else {
             Self::OnLink(at)
         }
@@ -172,10 +173,46 @@ pub struct Follower {
     pub(super) encoder: Arc<Encoder>,
     pub(super) budget: Arc<Budget>,
     pub(super) lane: Option<Lane>,
+    /// Kept over links and timelines: each attempt at a snapshot makes the master fork.
+    pub(super) snapshot_pace: SnapshotPace,
     store: Arc<dyn Store>,
     archive: ArchiveId,
     announced: Option<AnnouncedPort>,
+    known: Known,
+}
+
+/// What the last INFO said of how to ask.
+#[derive(Debug, Default)]
+struct Known {
+    /// What to announce.
     version: Option<String>,
+    /// Every full resync comes with all keys: the server is older than 7.0.
+    always_with_keys: bool,
+    /// The first byte in the backlog; `None` where INFO does not tell or there is no backlog.
+    backlog_first: Option<Offset>,
+    /// INFO says that there is no backlog.
+    no_backlog: bool,
+}
+
+impl Known {
+    fn learn(&mut self, info: &Info) {
+        let active = info.number("repl_backlog_active");
+        let first = info.number("repl_backlog_first_byte_offset");
+        *self = Self {
+            version: (info.server_name() == "valkey").then(|| info.version().to_owned()),
+            always_with_keys: info.version_numbers() < FILTERS_SINCE,
+            backlog_first: first.filter(|_| active == Some(1)).map(Offset::new),
+            no_backlog: active == Some(0),
+        };
+    }
+
+    /// Whether the server still has the byte after `offset`, as far as INFO tells.
+    fn continues_after(&self, offset: Offset) -> bool {
+        !self.no_backlog
+            && self
+                .backlog_first
+                .is_none_or(|first| first <= offset.next())
+    }
 }
 
 impl Follower {
@@ -196,10 +233,11 @@ impl Follower {
             encoder,
             budget,
             lane: None,
+            snapshot_pace: SnapshotPace::default(),
             store,
             archive,
             announced: None,
-            version: None,
+            known: Known::default(),
         }
     }
 
@@ -209,10 +247,10 @@ impl Follower {
         // A replica of ours refuses PSYNC until it was seeded.
         server.role != Role::ReplicaOfUs
             && self.lane.as_ref().is_some_and(|lane| {
-                // A payload that came on the link itself does not come again with `+CONTINUE`.
-                !matches!(lane.snapshot, SnapshotNeed::OnLink(_))
-                    && lane.uploader.context().id == server.id
+                // Where the backlog is too short, asking would only cost the server a full resync for nothing.
+                lane.uploader.context().id == server.id
                     && server.offset >= lane.pipeline.offset()
+                    && self.known.continues_after(lane.pipeline.offset())
             })
     }
 
@@ -226,7 +264,16 @@ impl Follower {
     /// Waits until everything received is in the store, then forgets the timeline: what comes next is decided
     /// from the archive.
     pub async fn settle(&mut self) {
-        if let Some(lane) = &self.lane {
+        if let Some(lane) = &mut self.lane {
+            // It may be the only copy of what the server had.
+            if let SnapshotNeed::Running {
+                task,
+                received: true,
+            } = &mut lane.snapshot
+                && let Ok(Err(error)) = task.await
+            {
+                tracing::error!("the snapshot that was received is lost: {error}");
+            }
             lane.uploader.drained().await;
         }
         self.lane = None;
@@ -242,6 +289,9 @@ impl Follower {
         is_us: impl Fn(&str, u16) -> bool,
         stop: &mut watch::Receiver<bool>,
     ) -> FollowEnd {
+        if let Some(end) = self.too_early(decided, before) {
+            return end;
+        }
         let psync = decided
             .offer
             .map_or(PsyncRequest::Full, |offer| PsyncRequest::Continue {
@@ -252,31 +302,17 @@ impl Follower {
             Ok(asked) => asked,
             Err(end) => return end,
         };
-        let info = match control.info().await {
-            Ok(info) => info,
-            Err(error) => return FollowEnd::Control(error),
-        };
-        let after = match info.server(is_us) {
-            Ok(after) => after,
-            Err(error) => return FollowEnd::Info(error),
-        };
-        let outcome = after_sync(decided, reply, before, &after);
-        match self
-            .open_lane(outcome, decided.offer, loaded, &info, filtered)
-            .await
-        {
-            Ok(mut lane) => {
-                // A timeline that lives shows it, so that one that has ended does not outlive it by its last PINGs.
-                if loaded
-                    .catalog
-                    .timeline(lane.uploader.context().timeline)
-                    .is_none()
-                {
-                    lane.pipeline.seal_pings_from(self.clock.ticks());
+        let opened = self
+            .answered(decided, loaded, before, control, is_us, (reply, filtered))
+            .await;
+        match opened {
+            Ok(lane) => self.lane = Some(lane),
+            Err(end) => {
+                if !filtered && matches!(reply, Reply::Full { .. }) {
+                    self.snapshot_pace.failed(self.clock.ticks());
                 }
-                self.lane = Some(lane);
+                return end;
             }
-            Err(end) => return end,
         }
         if decided.accept
             && let Err(error) = self.accept(loaded).await
@@ -284,6 +320,56 @@ impl Follower {
             return FollowEnd::Store(error);
         }
         self.stream(&mut link, stop).await
+    }
+
+    /// Opens what the answer to PSYNC belongs to.
+    async fn answered(
+        &self,
+        decided: &Follow,
+        loaded: &Loaded,
+        before: &Server,
+        control: &mut Control,
+        is_us: impl Fn(&str, u16) -> bool,
+        (reply, filtered): (Reply, bool),
+    ) -> Result<Lane, FollowEnd> {
+        let info = control.info().await.map_err(FollowEnd::Control)?;
+        let after = info.server(is_us).map_err(FollowEnd::Info)?;
+        let outcome = after_sync(decided, reply, before, &after);
+        let mut lane = self
+            .open_lane(outcome, decided.offer, loaded, &info, filtered)
+            .await?;
+        if matches!(lane.snapshot, SnapshotNeed::OnLink(_)) {
+            warn_of_dumps(control, &info).await;
+        }
+        // A timeline that lives shows it, so that one that has ended does not outlive it by its last PINGs.
+        let seq = lane.uploader.context().timeline;
+        if loaded.catalog.timeline(seq).is_none() {
+            lane.pipeline.seal_pings_from(self.clock.ticks());
+        }
+        Ok(lane)
+    }
+
+    /// Why not to ask now: an answer that is known beforehand and of no use costs an old server a fork.
+    fn too_early(&self, decided: &Follow, before: &Server) -> Option<FollowEnd> {
+        let continues = decided.offer.is_some_and(|offer| {
+            let after = offer.position.offset;
+            let current = before.id == offer.id && before.offset >= after;
+            let previous = before
+                .previous
+                .is_some_and(|(id, last)| id == offer.id && last >= after);
+            (current || previous) && self.known.continues_after(after)
+        });
+        if continues || !self.known.always_with_keys {
+            return None;
+        }
+        let lags = matches!(before.role, Role::Replica { .. })
+            && decided.offer.is_some_and(|offer| {
+                before.id == offer.id && before.offset < offer.position.offset
+            });
+        if lags {
+            return Some(FollowEnd::Again(Again::ReplicaLags));
+        }
+        (self.clock.ticks() < self.snapshot_pace.not_before).then_some(FollowEnd::NotYet)
     }
 
     /// Makes the timeline that is followed the head, unless it is already.
@@ -324,8 +410,8 @@ impl Follower {
             () = self.budget.half_free() => {}
             _ = stop.wait_for(|stop| *stop) => return FollowEnd::Stopped,
         }
-        let (mut link, reply, _) = match self.ask(PsyncRequest::Continue { id, after }, stop).await
-        {
+        let request = PsyncRequest::Continue { id, after };
+        let (mut link, reply, filtered) = match self.ask(request, stop).await {
             Ok(asked) => asked,
             Err(end) => return end,
         };
@@ -336,6 +422,9 @@ impl Follower {
             }
             // A new id or a full resync: decided anew, from an archive that holds everything received.
             Reply::Continued { .. } | Reply::Full { .. } => {
+                if !filtered && matches!(reply, Reply::Full { .. }) {
+                    self.snapshot_pace.failed(self.clock.ticks());
+                }
                 drop(link);
                 self.settle().await;
                 FollowEnd::Again(Again::ServerChanged)
@@ -352,7 +441,7 @@ impl Follower {
             auth,
             listening_port: None,
             announce_ip: None,
-            version: self.version.clone(),
+            version: self.known.version.clone(),
             rdb_only: false,
             rdb_filter_only: Some(""),
             psync,
@@ -361,9 +450,9 @@ impl Follower {
         }
     }
 
-    /// Remembers what to announce, from the server's own INFO.
+    /// Remembers how to ask, from the server's own INFO.
     pub fn know_server(&mut self, info: &Info) {
-        self.version = (info.server_name() == "valkey").then(|| info.version().to_owned());
+        self.known.learn(info);
     }
 
     /// Opens a link and waits for the answer to PSYNC. Tells whether a full resync comes without keys.
@@ -583,6 +672,25 @@ impl Follower {
     }
 }
 
+/// A server before 7.0 that loads its own dump takes a new id and keeps no trace of the old one: nothing shows
+/// that it is stale (decision 11).
+async fn warn_of_dumps(control: &mut Control, info: &Info) {
+    let mut is = async |name, wanted: &str| {
+        let value = control.setting(name).await.ok().flatten();
+        value.is_some_and(|value| value == wanted)
+    };
+    let no_dumps = is("rdb-del-sync-files", "yes").await && is("save", "").await;
+    if no_dumps || info.number("aof_enabled") == Some(1) {
+        return;
+    }
+    tracing::warn!(
+        "redis {} keeps dumps of full syncs, and after a restart from a dump nothing tells how old it is: such a \
+         server would not be seeded but become a suspect timeline; start it with `rdb-del-sync-files yes` and \
+         `save \"\"` (6.0 and later), or as a replica of --seed-listen",
+        info.version()
+    );
+}
+
 /// A suspect timeline and its ancestors, of which each may be accepted; nothing for any other.
 fn suspects(catalog: &Catalog, seq: TimelineSeq) -> Vec<(TimelineSeq, ReplicationId)> {
     if catalog.suspect(seq).is_none() {
@@ -642,4 +750,42 @@ pub(super) fn link_end(event: &Event) -> FollowEnd {
         | Event::PayloadEnds { .. }
         | Event::Stream(_) => "the server sent something out of order".into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(backlog: &str) -> bool {
+        let mut known = Known::default();
+        known.learn(&Info::parse(backlog));
+        known.continues_after(Offset::new(100))
+    }
+
+    #[test]
+    fn what_the_backlog_holds_can_be_continued() {
+        let active = "repl_backlog_active:1\r\nrepl_backlog_first_byte_offset:";
+        assert!(known(&format!("{active}1")));
+        assert!(known(&format!("{active}101")));
+        assert!(!known(&format!("{active}102")));
+        assert!(!known(
+            "repl_backlog_active:0\r\nrepl_backlog_first_byte_offset:0"
+        ));
+        assert!(known(""), "what INFO does not tell is asked");
+    }
+
+    #[test]
+    fn only_valkey_is_told_a_version_and_only_old_servers_send_keys_unasked() {
+        let learned = |info: &str| {
+            let mut known = Known::default();
+            known.learn(&Info::parse(info));
+            (known.version, known.always_with_keys)
+        };
+        assert_eq!(learned("redis_version:6.2.14"), (None, true));
+        assert_eq!(learned("redis_version:7.0.15"), (None, false));
+        assert_eq!(
+            learned("redis_version:7.2.4\r\nvalkey_version:9.1.2"),
+            (Some("9.1.2".into()), false)
+        );
+    }
 }

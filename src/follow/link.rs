@@ -94,6 +94,10 @@ impl Link {
             if self.buffer.capacity() - self.buffer.len() < READ_BYTES_MIN {
                 self.buffer.reserve(READ_BYTES);
             }
+            if !read {
+                self.core.held_back(self.clock.ticks());
+                self.drain();
+            }
             let until = Duration::from_millis(self.wait_until.since(self.clock.ticks()));
             let sending = !self.outgoing.is_empty();
             tokio::select! {

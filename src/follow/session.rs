@@ -11,8 +11,8 @@ use super::budget::Reservation;
 use super::follower::{AckMode, FollowEnd, Follower, SnapshotNeed, link_end};
 use super::link::Link;
 use super::pipeline::Pipeline;
-use super::snapshots::{SnapshotFailure, SnapshotSink, fetch};
-use super::uploader::{EncodedBlock, Piece, Progress, Uploader, backoff, jittered};
+use super::snapshots::{Feed, SnapshotFailure, SnapshotPace, fetch};
+use super::uploader::{EncodedBlock, Piece, Progress, Uploader};
 use crate::archive::layout::accepted_prefix;
 use crate::position::{Offset, Ticks};
 use crate::proto::handshake::PsyncRequest;
@@ -23,10 +23,6 @@ use crate::proto::replica::Event;
 pub(super) const STALL_MILLIS_MAX: u64 = 5_000;
 /// What is kept of `--shutdown-timeout` for the last uploads, at most.
 const LAST_UPLOAD_MILLIS: u64 = 5_000;
-/// The first wait before another attempt at a snapshot.
-const SNAPSHOT_RETRY_FIRST: Duration = Duration::from_secs(1);
-/// The longest wait before another attempt at a snapshot: each one makes the master fork.
-const SNAPSHOT_RETRY_MAX: Duration = Duration::from_secs(60);
 /// How often it is looked whether a suspect timeline that is followed has been accepted.
 const ACCEPTED_LOOK: Duration = Duration::from_secs(5);
 /// How often receipt is acknowledged under `--ack received` when nobody asks, milliseconds.
@@ -38,7 +34,8 @@ struct Session {
     uploader: Arc<Uploader>,
     blocks: Vec<EncodedBlock>,
     gathering: Reservation,
-    sink: Option<SnapshotSink>,
+    /// The payload on the link itself, until its last byte.
+    feed: Option<Feed>,
     stalled_millis: u64,
     stop_at: Option<Ticks>,
     received_acked: Ticks,
@@ -71,7 +68,7 @@ impl Follower {
             uploader: Arc::clone(&lane.uploader),
             blocks: Vec::new(),
             gathering: self.budget.reserve(0),
-            sink: None,
+            feed: None,
             stalled_millis: 0,
             stop_at: None,
             received_acked: self.clock.ticks(),
@@ -81,6 +78,7 @@ impl Follower {
         if session.stop_at.is_some() {
             self.last_words(&session, link).await;
         }
+        self.payload_broke_off(session.feed.is_some());
         if let Some(lane) = &mut self.lane {
             lane.pipeline = match end {
                 // What follows the last whole command is not what the master's history holds.
@@ -110,7 +108,10 @@ impl Follower {
             let now = self.clock.ticks();
             let handled = match wake {
                 Wake::Event(event) => self.handle(session, event).await,
-                Wake::Snapshot(result) => self.snapshot_ended(result),
+                Wake::Snapshot(result) => {
+                    session.feed = session.feed.take().filter(|_| result.is_ok());
+                    self.snapshot_ended(result)
+                }
                 Wake::Accepted => {
                     self.accepted();
                     accepted.set(self.until_accepted());
@@ -156,8 +157,8 @@ impl Follower {
             .pipeline
             .due_at()
             .filter(|_| session.uploader.has_slot());
-        let stall_at =
-            (!read).then(|| now.plus(STALL_MILLIS_MAX.saturating_sub(session.stalled_millis)));
+        let stall_at = (!read && session.feed.is_none())
+            .then(|| now.plus(STALL_MILLIS_MAX.saturating_sub(session.stalled_millis)));
         let deadline = [seal_at, stall_at, session.stop_at, self.snapshot_due()]
             .into_iter()
             .flatten()
@@ -189,45 +190,63 @@ impl Follower {
         match event {
             Event::Stream(bytes) => self.receive(session, bytes),
             Event::PayloadBegins { .. } => {
-                let Some(at) = self.payload_on_link() else {
-                    return Ok(());
-                };
-                let begun = SnapshotSink::begin(
-                    Arc::clone(&session.uploader),
-                    Arc::clone(&self.encoder),
-                    Arc::clone(&self.budget),
-                    at,
-                    &*self.clock,
-                );
-                session.sink = Some(begun.await.map_err(FollowEnd::Store)?);
+                session.feed = self.begin_payload(&session.uploader);
                 Ok(())
             }
-            Event::Payload(bytes) => match &mut session.sink {
-                Some(sink) => sink.write(bytes).await.map_err(FollowEnd::Store),
-                None => Ok(()),
-            },
-            Event::PayloadEnds { .. } => {
-                let Some(sink) = session.sink.take() else {
-                    return Ok(());
-                };
-                let bytes = sink
-                    .finish(&self.redis.to_string())
-                    .await
-                    .map_err(FollowEnd::Snapshot)?;
-                if let Some(lane) = &mut self.lane {
-                    lane.snapshot = SnapshotNeed::None;
+            Event::Payload(bytes) => {
+                if let Some(feed) = &session.feed {
+                    feed.push(bytes);
                 }
-                tracing::info!(bytes, "snapshot complete");
+                Ok(())
+            }
+            Event::PayloadEnds { .. } => {
+                if let Some(feed) = session.feed.take() {
+                    feed.end();
+                    self.payload_received();
+                }
                 Ok(())
             }
             other => Err(link_end(&other)),
         }
     }
 
-    fn payload_on_link(&self) -> Option<Offset> {
-        match self.lane.as_ref()?.snapshot {
-            SnapshotNeed::OnLink(at) => Some(at),
-            SnapshotNeed::None | SnapshotNeed::Wanted { .. } | SnapshotNeed::Running { .. } => None,
+    /// Where the payload on the link is the snapshot.
+    fn begin_payload(&mut self, uploader: &Arc<Uploader>) -> Option<Feed> {
+        let lane = self.lane.as_mut()?;
+        let SnapshotNeed::OnLink(at) = lane.snapshot else {
+            return None;
+        };
+        let (feed, task) = Feed::begin(
+            self.redis.to_string(),
+            Arc::clone(uploader),
+            Arc::clone(&self.encoder),
+            Arc::clone(&self.budget),
+            at,
+            Arc::clone(&self.clock),
+        );
+        lane.snapshot = SnapshotNeed::Running {
+            task,
+            received: false,
+        };
+        Some(feed)
+    }
+
+    fn payload_received(&mut self) {
+        if let Some(lane) = &mut self.lane
+            && let SnapshotNeed::Running { received, .. } = &mut lane.snapshot
+        {
+            *received = true;
+        }
+    }
+
+    /// What did not come whole does not come again with `+CONTINUE`: it is fetched beside the next link.
+    fn payload_broke_off(&mut self, midway: bool) {
+        let now = self.clock.ticks();
+        if let Some(lane) = &mut self.lane
+            && (midway || matches!(lane.snapshot, SnapshotNeed::OnLink(_)))
+        {
+            lane.snapshot = SnapshotNeed::Wanted;
+            self.snapshot_pace.failed(now);
         }
     }
 
@@ -338,7 +357,10 @@ impl Follower {
     }
 
     fn stalled(&self, session: &mut Session, read: bool, waited_millis: u64) -> Option<FollowEnd> {
-        if !read {
+        if session.feed.is_some() {
+            // Closed in the middle of its payload, an old server would only have to send it again.
+            session.stalled_millis = 0;
+        } else if !read {
             session.stalled_millis += waited_millis;
         } else if self.budget.used() <= self.options.buffer_bytes / 2 {
             session.stalled_millis = 0;
@@ -350,14 +372,7 @@ impl Follower {
         let options = self.replica_options(PsyncRequest::Full);
         let now = self.clock.ticks();
         let Some(lane) = &mut self.lane else { return };
-        let SnapshotNeed::Wanted {
-            attempts,
-            not_before,
-        } = lane.snapshot
-        else {
-            return;
-        };
-        if now < not_before {
+        if !matches!(lane.snapshot, SnapshotNeed::Wanted) || now < self.snapshot_pace.not_before {
             return;
         }
         let (redis, uploader) = (self.redis.clone(), Arc::clone(uploader));
@@ -371,7 +386,10 @@ impl Follower {
             tracing::info!(%offset, bytes, "snapshot complete");
             Ok(())
         });
-        lane.snapshot = SnapshotNeed::Running { attempts, task };
+        lane.snapshot = SnapshotNeed::Running {
+            task,
+            received: false,
+        };
     }
 
     /// Another history ends the link; whatever else failed is tried again after a while.
@@ -380,34 +398,23 @@ impl Follower {
         let Some(lane) = &mut self.lane else {
             return Ok(());
         };
-        let failed = match lane.snapshot {
-            SnapshotNeed::Running { attempts, .. } => attempts + 1,
-            SnapshotNeed::None | SnapshotNeed::Wanted { .. } | SnapshotNeed::OnLink(_) => 1,
-        };
         let Err(error) = result else {
             lane.snapshot = SnapshotNeed::None;
+            self.snapshot_pace = SnapshotPace::default();
             return Ok(());
         };
-        let wait = jittered(backoff(SNAPSHOT_RETRY_FIRST, SNAPSHOT_RETRY_MAX, failed));
-        let wait_millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        lane.snapshot = SnapshotNeed::Wanted {
-            attempts: failed,
-            not_before: now.plus(wait_millis),
-        };
+        lane.snapshot = SnapshotNeed::Wanted;
+        let (attempts, wait_ms) = self.snapshot_pace.failed(now);
         if matches!(error, SnapshotFailure::OtherHistory { .. }) {
             return Err(FollowEnd::Snapshot(error));
         }
-        tracing::warn!(
-            attempts = failed,
-            wait_ms = wait_millis,
-            "{error}; trying again"
-        );
+        tracing::warn!(attempts, wait_ms, "{error}; trying again");
         Ok(())
     }
 
     fn snapshot_due(&self) -> Option<Ticks> {
         match self.lane.as_ref()?.snapshot {
-            SnapshotNeed::Wanted { not_before, .. } => Some(not_before),
+            SnapshotNeed::Wanted => Some(self.snapshot_pace.not_before),
             SnapshotNeed::None | SnapshotNeed::OnLink(_) | SnapshotNeed::Running { .. } => None,
         }
     }

@@ -3,8 +3,10 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::archive::block::{Boundary, RawBlock};
@@ -13,8 +15,8 @@ use crate::clock::Clock;
 use crate::follow::budget::{Budget, Reservation};
 use crate::follow::encode::Encoder;
 use crate::follow::link::Link;
-use crate::follow::uploader::{EncodedBlock, Uploader};
-use crate::position::{Offset, ReplicationId};
+use crate::follow::uploader::{EncodedBlock, Uploader, backoff, jittered};
+use crate::position::{Offset, ReplicationId, Ticks};
 use crate::proto::handshake::PsyncRequest;
 use crate::proto::replica::{Event, Refusal, ReplicaOptions};
 use crate::server::net::{Address, Endpoint};
@@ -22,6 +24,33 @@ use crate::store::{StoreError, Upload};
 
 /// Blocks of one snapshot that are compressed ahead of the upload.
 pub const BLOCKS_AHEAD_MAX: usize = 2;
+/// The first wait before another attempt at a snapshot.
+pub const SNAPSHOT_RETRY_FIRST: Duration = Duration::from_secs(1);
+/// The longest wait before another attempt at a snapshot: each one makes the master fork.
+pub const SNAPSHOT_RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// Attempts that failed since the last one that did not, and when the next one may be.
+#[derive(Debug, Default)]
+pub struct SnapshotPace {
+    failed: u32,
+    /// Not before this.
+    pub not_before: Ticks,
+}
+
+impl SnapshotPace {
+    /// Notes a failure; how many there were, and how long to wait.
+    pub fn failed(&mut self, now: Ticks) -> (u32, u64) {
+        self.failed += 1;
+        let wait = jittered(backoff(
+            SNAPSHOT_RETRY_FIRST,
+            SNAPSHOT_RETRY_MAX,
+            self.failed,
+        ));
+        let wait_millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        self.not_before = now.plus(wait_millis);
+        (self.failed, wait_millis)
+    }
+}
 
 /// Why a snapshot was not taken. The caller tries again.
 #[derive(Debug, thiserror::Error)]
@@ -175,8 +204,71 @@ impl SnapshotSink {
     }
 }
 
-/// Fetches a snapshot over a connection of its own (`rdb-only 1`, 7.0+): the master does not feed it the
-/// replication stream, so a slow upload fills no output buffer.
+/// A payload that comes on the link itself, on its way into the store in a task of its own: a slow store holds
+/// up neither acknowledgements nor the end of the link. What waits for it counts in the budget.
+#[derive(Debug)]
+pub struct Feed {
+    pieces: mpsc::UnboundedSender<Fed>,
+    budget: Arc<Budget>,
+}
+
+#[derive(Debug)]
+enum Fed {
+    Bytes(Bytes, Reservation),
+    End,
+}
+
+impl Feed {
+    /// Begins with a payload that stands at `offset`. The task ends when the payload is stored, or cannot be.
+    pub fn begin(
+        address: String,
+        uploader: Arc<Uploader>,
+        encoder: Arc<Encoder>,
+        budget: Arc<Budget>,
+        offset: Offset,
+        clock: Arc<dyn Clock>,
+    ) -> (Self, JoinHandle<Result<(), SnapshotFailure>>) {
+        // Whoever feeds looks at the budget before reading more: that is the bound of the queue.
+        let (pieces, mut fed) = mpsc::unbounded_channel();
+        let feed = Self {
+            pieces,
+            budget: Arc::clone(&budget),
+        };
+        let task = tokio::spawn(async move {
+            let mut sink = SnapshotSink::begin(uploader, encoder, budget, offset, &*clock).await?;
+            while let Some(piece) = fed.recv().await {
+                match piece {
+                    Fed::Bytes(bytes, _held) => sink.write(bytes).await?,
+                    Fed::End => {
+                        let bytes = sink.finish(&address).await?;
+                        tracing::info!(%offset, bytes, "snapshot complete");
+                        return Ok(());
+                    }
+                }
+            }
+            Err(SnapshotFailure::Connection {
+                address,
+                reason: "the link ended in the middle of it".into(),
+            })
+        });
+        (feed, task)
+    }
+
+    /// The next bytes. Where the task has failed they are of no use; it says so itself.
+    pub fn push(&self, bytes: Bytes) {
+        let held = self.budget.reserve(bytes.len() as u64);
+        let _ = self.pieces.send(Fed::Bytes(bytes, held));
+    }
+
+    /// That was all.
+    pub fn end(self) {
+        let _ = self.pieces.send(Fed::End);
+    }
+}
+
+/// Fetches a snapshot over a connection of its own. With `rdb-only 1` (6.2+) the master does not feed it the
+/// replication stream, so a slow upload fills no output buffer; an older one does so until the payload has
+/// been read (`protocol-facts` 2.2).
 ///
 /// # Errors
 /// [`SnapshotFailure`]; nothing is left in the store then.
@@ -207,12 +299,6 @@ pub async fn fetch(
     let mut sink = None;
     loop {
         match link.next(true).await {
-            Event::OptionRefused {
-                option: "rdb-only",
-                reply,
-            } => {
-                return Err(failed(format!("it does not know rdb-only: {reply}")));
-            }
             Event::OptionRefused { .. } | Event::PayloadBegins { .. } => {}
             Event::FullResync { id, .. } if id != expected => {
                 return Err(SnapshotFailure::OtherHistory {
@@ -258,5 +344,25 @@ pub async fn fetch(
             }
             Event::Closed { stage } => return Err(failed(format!("closed while {stage}"))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_that_fail_come_ever_more_slowly_up_to_a_bound() {
+        let mut pace = SnapshotPace::default();
+        assert_eq!(pace.not_before, Ticks(0), "the first one at once");
+        let mut longest = 0;
+        for attempt in 1..=12 {
+            let (failed, wait) = pace.failed(Ticks(5_000));
+            assert_eq!((failed, pace.not_before), (attempt, Ticks(5_000 + wait)));
+            let full = 1000 * 2_u64.pow(attempt - 1).min(60);
+            assert!(wait >= full / 2 && wait <= full, "{attempt}: {wait}");
+            longest = longest.max(wait);
+        }
+        assert!(longest >= 30_000);
     }
 }

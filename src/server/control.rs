@@ -308,3 +308,58 @@ enum Answer {
 fn head_of(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// What a server of this version is sent when it is taken over and given back.
+    async fn spelled_for(version: &str) -> Vec<String> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("redis://{}", listener.local_addr().unwrap());
+        let info = format!("redis_version:{version}\r\n");
+        let info = format!("${}\r\n{info}\r\n", info.len());
+        let server = tokio::spawn(async move {
+            let (mut peer, _) = listener.accept().await.unwrap();
+            let mut seen = Vec::new();
+            let mut buffer = vec![0; 4096];
+            // One request at a time, as the control connection sends them.
+            while let Ok(read @ 1..) = peer.read(&mut buffer).await {
+                let request = String::from_utf8_lossy(&buffer[..read]).into_owned();
+                let words: Vec<&str> = request.lines().skip(2).step_by(2).collect();
+                let answer = match (words[0], seen.iter().any(|it| it == "MULTI")) {
+                    ("INFO", false) => info.clone(),
+                    ("EXEC", _) => format!("*2\r\n{info}+OK\r\n"),
+                    ("MULTI", _) => "+OK\r\n".into(),
+                    _ => "+QUEUED\r\n".into(),
+                };
+                seen.push(words.join(" "));
+                peer.write_all(answer.as_bytes()).await.unwrap();
+            }
+            seen
+        });
+        let mut control = Control::connect(&address.parse().unwrap()).await.unwrap();
+        control.info().await.unwrap();
+        control.take_over("127.0.0.1", 7).await.unwrap();
+        control.promote().await.unwrap();
+        drop(control);
+        server.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn before_5_0_replicaof_is_called_slaveof() {
+        for (version, name) in [
+            ("2.8.24", "SLAVEOF"),
+            ("4.0.14", "SLAVEOF"),
+            ("5.0.14", "REPLICAOF"),
+            ("6.2.14", "REPLICAOF"),
+        ] {
+            let replica = format!("{name} 127.0.0.1 7");
+            let master = format!("{name} NO ONE");
+            let expected = ["INFO", "MULTI", "INFO", &replica, "EXEC", &master];
+            assert_eq!(spelled_for(version).await, expected, "{version}");
+        }
+    }
+}

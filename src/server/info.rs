@@ -5,6 +5,9 @@ use std::collections::HashMap;
 use crate::decide::{Role, Server};
 use crate::position::{Offset, ReplicationId};
 
+/// How far the start of a process, computed from times in whole seconds, lies off, seconds.
+const START_SECONDS_OFF_MAX: u64 = 1;
+
 /// The answer to INFO, field by field.
 #[derive(Clone, Debug, Default)]
 pub struct Info {
@@ -151,11 +154,30 @@ impl Info {
     fn untouched(&self) -> bool {
         let no_save = match self.number("rdb_saves") {
             Some(saves) => saves == 0,
-            // Before 7.0: a process that never saved says that its last save was its own start. `server_time`
-            // is not there everywhere, so a background save's own duration tells: -1 before the first one.
-            None => self.text("rdb_last_bgsave_time_sec") == Some("-1"),
+            None => {
+                self.text("rdb_last_bgsave_time_sec") == Some("-1") && !self.saved_since_start()
+            }
         };
         self.number("rdb_changes_since_last_save") == Some(0) && no_save
+    }
+
+    /// Before 7.0: the duration of the last background save is -1 before the first one, but SAVE does not set it. A
+    /// process that never saved says that its last save was its own start, as far as a clock of whole seconds tells.
+    fn saved_since_start(&self) -> bool {
+        let [now_micros, uptime, saved] = [
+            "server_time_usec",
+            "uptime_in_seconds",
+            "rdb_last_save_time",
+        ]
+        .map(|field| self.number(field));
+        match (now_micros, uptime, saved) {
+            (Some(now_micros), Some(uptime), Some(saved)) => {
+                let started = (now_micros / 1_000_000).saturating_sub(uptime);
+                saved > started + START_SECONDS_OFF_MAX
+            }
+            // Before 6.2 the server does not tell its time.
+            _ => false,
+        }
     }
 }
 
@@ -190,6 +212,28 @@ mod tests {
         for touched in ["rdb_changes_since_last_save:1", "rdb_saves:1"] {
             assert!(!server(&format!("{touched}\r\n")).untouched, "{touched}");
         }
+    }
+
+    #[test]
+    fn before_7_0_a_save_is_seen_by_its_duration_or_its_time() {
+        let server = |more: &str| {
+            let old: String = FRESH
+                .lines()
+                .filter(|line| !line.starts_with("rdb_saves"))
+                .map(|line| format!("{line}\r\n"))
+                .collect();
+            let times = "rdb_last_bgsave_time_sec:-1\r\nserver_time_usec:1000009900000\r\n\
+                rdb_last_save_time:1000000\r\n";
+            Info::parse(&format!("{old}{times}{more}"))
+                .server(|_, _| false)
+                .unwrap()
+                .untouched
+        };
+        assert!(server(""));
+        assert!(server("rdb_last_save_time:1000001\r\n"), "rounded");
+        assert!(!server("rdb_last_save_time:1000005\r\n"), "SAVE");
+        assert!(!server("rdb_last_bgsave_time_sec:0\r\n"), "BGSAVE");
+        assert!(!server("rdb_changes_since_last_save:1\r\n"), "a write");
     }
 
     #[test]

@@ -3,9 +3,27 @@
 use std::time::Duration;
 
 use crate::harness::workload::write_everything;
-use crate::harness::{
-    Archive, Client, DEADLINE, Perennial, Proxy, REDIS_7_0, Server, holds_for, until,
-};
+use crate::harness::{Archive, Client, DEADLINE, Kind, Perennial, Proxy, Server, holds_for, until};
+use crate::on_every_server;
+
+on_every_server! {
+    flushall_while_linked,
+    flushall_while_the_link_is_cut,
+    flushall_while_perennial_is_killed_by_the_server,
+    flushall_behind_a_backlog_that_is_too_short,
+    emptied_by_consumers_while_the_link_is_cut,
+    briefly_empty_while_the_link_is_cut,
+    flushall_while_perennial_is_dead,
+    a_takeover_would_be_seen_in_the_log,
+}
+
+// Before 7.0 a master that is started again has a new id and no trace of the old one: an empty one is taken for one
+// that lost everything.
+on_every_server! {
+    since 7.0;
+    emptied_then_restarted_in_order,
+    emptied_and_restarted_in_order_while_the_link_is_cut,
+}
 
 /// A server with data, followed through a proxy.
 struct Scene {
@@ -15,8 +33,8 @@ struct Scene {
     perennial: Perennial,
 }
 
-fn scene(config: &[&str]) -> Option<Scene> {
-    let server = REDIS_7_0.start(config)?;
+fn scene(kind: Kind, config: &[&str]) -> Option<Scene> {
+    let server = kind.start(config)?;
     let proxy = Proxy::to(&server.address());
     let archive = Archive::new();
     let perennial = Perennial::follow_url(&proxy.url(), &archive, &[]);
@@ -62,17 +80,17 @@ impl Scene {
     }
 }
 
-#[test]
-fn flushall_while_linked() {
-    let Some(mut scene) = scene(&[]) else { return };
+fn flushall_while_linked(kind: Kind) {
+    let Some(mut scene) = scene(kind, &[]) else {
+        return;
+    };
     scene.server.client().line("FLUSHALL");
     scene.assert_left_alone(0);
     assert_eq!(scene.archive.status().timelines.len(), 1);
 }
 
-#[test]
-fn flushall_while_the_link_is_cut() {
-    let Some(mut scene) = scene(&["--repl-backlog-size", "64mb"]) else {
+fn flushall_while_the_link_is_cut(kind: Kind) {
+    let Some(mut scene) = scene(kind, &["--repl-backlog-size", "64mb"]) else {
         return;
     };
     scene.cut_the_link();
@@ -81,9 +99,10 @@ fn flushall_while_the_link_is_cut() {
     assert_eq!(scene.archive.status().timelines.len(), 1);
 }
 
-#[test]
-fn flushall_while_perennial_is_killed_by_the_server() {
-    let Some(mut scene) = scene(&[]) else { return };
+fn flushall_while_perennial_is_killed_by_the_server(kind: Kind) {
+    let Some(mut scene) = scene(kind, &[]) else {
+        return;
+    };
     let mut client = scene.server.client();
     let commands = [vec!["CLIENT", "KILL", "TYPE", "replica"], vec!["FLUSHALL"]];
     client.pipeline(&commands).unwrap();
@@ -92,9 +111,8 @@ fn flushall_while_perennial_is_killed_by_the_server() {
 }
 
 /// The same id, further on than the backlog reaches: a gap, and still nothing to seed.
-#[test]
-fn flushall_behind_a_backlog_that_is_too_short() {
-    let Some(mut scene) = scene(&["--repl-backlog-size", "16kb"]) else {
+fn flushall_behind_a_backlog_that_is_too_short(kind: Kind) {
+    let Some(mut scene) = scene(kind, &["--repl-backlog-size", "16kb"]) else {
         return;
     };
     scene.cut_the_link();
@@ -107,9 +125,8 @@ fn flushall_behind_a_backlog_that_is_too_short() {
     assert_eq!(status.timelines[0].gaps.len(), 1, "{status:#?}");
 }
 
-#[test]
-fn emptied_by_consumers_while_the_link_is_cut() {
-    let Some(mut scene) = scene(&["--repl-backlog-size", "64mb"]) else {
+fn emptied_by_consumers_while_the_link_is_cut(kind: Kind) {
+    let Some(mut scene) = scene(kind, &["--repl-backlog-size", "64mb"]) else {
         return;
     };
     let mut client = scene.server.client();
@@ -124,9 +141,8 @@ fn emptied_by_consumers_while_the_link_is_cut() {
     scene.assert_left_alone(0);
 }
 
-#[test]
-fn briefly_empty_while_the_link_is_cut() {
-    let Some(mut scene) = scene(&["--repl-backlog-size", "64mb"]) else {
+fn briefly_empty_while_the_link_is_cut(kind: Kind) {
+    let Some(mut scene) = scene(kind, &["--repl-backlog-size", "64mb"]) else {
         return;
     };
     scene.cut_the_link();
@@ -138,9 +154,8 @@ fn briefly_empty_while_the_link_is_cut() {
 }
 
 /// Perennial itself was away when it happened.
-#[test]
-fn flushall_while_perennial_is_dead() {
-    let Some(mut scene) = scene(&["--repl-backlog-size", "64mb"]) else {
+fn flushall_while_perennial_is_dead(kind: Kind) {
+    let Some(mut scene) = scene(kind, &["--repl-backlog-size", "64mb"]) else {
         return;
     };
     scene.perennial.kill();
@@ -151,9 +166,8 @@ fn flushall_while_perennial_is_dead() {
 }
 
 /// An orderly restart with a dump: the server continues the same history.
-#[test]
-fn emptied_then_restarted_in_order() {
-    let Some(mut scene) = scene(&["--save", "3600 1"]) else {
+fn emptied_then_restarted_in_order(kind: Kind) {
+    let Some(mut scene) = scene(kind, &["--save", "3600", "1"]) else {
         return;
     };
     scene.server.client().line("FLUSHALL");
@@ -164,9 +178,8 @@ fn emptied_then_restarted_in_order() {
 
 /// The FLUSHALL never reached us, and the restarted server, empty and without a write since its start, looks like
 /// one that lost everything. Its second id says otherwise: its history goes on from ours, beyond what we have.
-#[test]
-fn emptied_and_restarted_in_order_while_the_link_is_cut() {
-    let Some(mut scene) = scene(&["--save", "3600 1"]) else {
+fn emptied_and_restarted_in_order_while_the_link_is_cut(kind: Kind) {
+    let Some(mut scene) = scene(kind, &["--save", "3600", "1"]) else {
         return;
     };
     scene.cut_the_link();
@@ -177,9 +190,8 @@ fn emptied_and_restarted_in_order_while_the_link_is_cut() {
 }
 
 /// What the scene relies on: a server says in its log when somebody makes it a replica.
-#[test]
-fn a_takeover_would_be_seen_in_the_log() {
-    let Some(server) = REDIS_7_0.start(&[]) else {
+fn a_takeover_would_be_seen_in_the_log(kind: Kind) {
+    let Some(server) = kind.start(&[]) else {
         return;
     };
     let mut client = Client::connect(&server.address()).unwrap();

@@ -1,10 +1,14 @@
 //! `FAILOVER` with nobody but us attached must not leave the master read-only.
 
-use crate::harness::{Archive, DEADLINE, Perennial, REDIS_7_0, until};
+use crate::harness::{Archive, DEADLINE, Kind, Perennial, until};
+use crate::on_every_server;
 
-#[test]
-fn it_aborts_cleanly_and_writes_go_on() {
-    let Some(server) = REDIS_7_0.start(&[]) else {
+on_every_server! {
+    it_aborts_cleanly_and_writes_go_on,
+}
+
+fn it_aborts_cleanly_and_writes_go_on(kind: Kind) {
+    let Some(server) = kind.start(&[]) else {
         return;
     };
     let archive = Archive::new();

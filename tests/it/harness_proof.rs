@@ -3,10 +3,18 @@
 use std::time::{Duration, Instant};
 
 use crate::harness::random::Random;
-use crate::harness::workload::{write_at_random, write_everything};
+use crate::harness::workload::{Known, write_at_random, write_everything};
 use crate::harness::{
-    Client, DEADLINE, Digest, Load, Proxy, REDIS_7_0, Server, Writers, assert_same, until,
+    Client, DEADLINE, Digest, Kind, Load, Proxy, REDIS_7_0, Server, Writers, assert_same, until,
 };
+use crate::on_every_server;
+
+on_every_server! {
+    digest_sees_every_change,
+    digest_sees_what_debug_digest_does_not,
+    an_ordinary_replica_has_the_same_digest,
+    a_restart_from_files_has_the_same_digest,
+}
 
 /// Makes `replica` follow `address` and waits until it has everything that `master` has.
 #[track_caller]
@@ -52,7 +60,7 @@ const CHANGES: &[&str] = &[
     "XGROUP CREATECONSUMER stream:main group0 newcomer",
     "XGROUP DELCONSUMER stream:main group0 idle",
     "XSETID stream:ids 999999-0",
-    "XSETID stream:ids 999999-1 ENTRIESADDED 77 MAXDELETEDID 9-9",
+    "7.0| XSETID stream:ids 999999-1 ENTRIESADDED 77 MAXDELETEDID 9-9",
     "XREADGROUP GROUP group0 alice COUNT 1 STREAMS stream:main >",
     "XAUTOCLAIM stream:main group0 thief 0 0 COUNT 1",
     "PFADD hll:sparse another",
@@ -60,7 +68,10 @@ const CHANGES: &[&str] = &[
     "EXPIRE string:int:0 70000",
     "PEXPIRE ttl:list 66666666",
     "PERSIST ttl:set",
-    "FUNCTION DELETE round0",
+    "fields| HEXPIRE hash:fields:0 12345 FIELDS 1 ex",
+    "fields| HPERSIST hash:fields:0 FIELDS 1 px",
+    "fields| HDEL hash:fields:0 exat",
+    "7.0| FUNCTION DELETE round0",
     "MOVE list:small 7",
     "SWAPDB 5 7",
     "RENAME list:big list:bigger",
@@ -77,12 +88,12 @@ const NO_CHANGES: &[&str] = &[
     "DEBUG RELOAD",
 ];
 
-#[test]
-fn digest_sees_every_change() {
-    let Some(server) = REDIS_7_0.start(&[]) else {
+fn digest_sees_every_change(kind: Kind) {
+    let Some(server) = kind.start(&[]) else {
         return;
     };
     let mut client = server.client();
+    let known = Known::by(&mut client);
     write_everything(&mut client, 0);
     let address = server.address();
     let mut before = Digest::of(&address);
@@ -90,6 +101,9 @@ fn digest_sees_every_change() {
         if NO_CHANGES.contains(change) {
             continue;
         }
+        let Some(change) = known.line(change) else {
+            continue;
+        };
         client.line(change);
         let after = Digest::of(&address);
         let differences = before.differences(&after);
@@ -100,9 +114,91 @@ fn digest_sees_every_change() {
                 .all(|difference| !difference.contains("DEBUG DIGEST alone")),
             "{change} is seen by DEBUG DIGEST alone: {differences:?}"
         );
-        assert_ne!(before.hash(), after.hash(), "{change}");
+        // Before 7.0 a time of expiry can only be computed: it is compared, and no part of the hash.
+        if kind.speaks >= (7, 0) || !change.contains("EXPIRE") {
+            assert_ne!(before.hash(), after.hash(), "{change}");
+        }
         before = after;
     }
+}
+
+/// What is there, what is changed on purpose, and whether `DEBUG DIGEST` of every server is blind to it. Times of
+/// expiry, groups and functions are what a restore gets wrong without anybody seeing it in the values.
+const BLIND_SPOTS: &[(&str, &[&str], &str)] = &[
+    ("a TTL", &["SET k v EX 90000"], "EXPIRE k 80000"),
+    (
+        "a pending entry",
+        &[
+            "XADD s 1-1 a b",
+            "XGROUP CREATE s g 0",
+            "XREADGROUP GROUP g alice STREAMS s >",
+        ],
+        "XACK s g 1-1",
+    ),
+    (
+        "whose a pending entry is",
+        &[
+            "XADD s 1-1 a b",
+            "XGROUP CREATE s g 0",
+            "XREADGROUP GROUP g alice STREAMS s >",
+        ],
+        "XCLAIM s g bob 0 1-1",
+    ),
+    (
+        "the last id of a group",
+        &["XADD s 1-1 a b", "XGROUP CREATE s g 0"],
+        "XGROUP SETID s g 1-1",
+    ),
+    (
+        "a function",
+        &["7.0| FUNCTION LOAD {library}"],
+        "7.0| FUNCTION DELETE l",
+    ),
+    (
+        "the TTL of a field",
+        &["fields| HSETEX h EX 90000 FIELDS 1 f v"],
+        "fields| HEXPIRE h 80000 FIELDS 1 f",
+    ),
+];
+
+const LIBRARY: &str = "#!lua name=l\nredis.register_function('f', function() return 1 end)";
+
+fn digest_sees_what_debug_digest_does_not(kind: Kind) {
+    let Some(server) = kind.start(&[]) else {
+        return;
+    };
+    let mut client = server.client();
+    let known = Known::by(&mut client);
+    let mut seen = 0;
+    for (what, there, change) in BLIND_SPOTS {
+        let Some(change) = known.line(change) else {
+            continue;
+        };
+        client.line("FLUSHALL");
+        for line in *there {
+            let line = known.line(line).expect("known, as its change is");
+            let words = line.split_whitespace();
+            let words: Vec<&str> = words
+                .map(|word| match word {
+                    "{library}" => LIBRARY,
+                    word => word,
+                })
+                .collect();
+            client.ok(&words);
+        }
+        let before = Digest::of(&server.address());
+        client.line(change);
+        let after = Digest::of(&server.address());
+        assert!(!before.differences(&after).is_empty(), "{what} is not seen");
+        assert!(before.debug_digest().is_some());
+        eprintln!(
+            "{} {what} {}",
+            kind.name,
+            before.debug_digest() == after.debug_digest()
+        );
+        seen += 1;
+    }
+    assert!(seen >= 4, "{seen}");
 }
 
 #[test]
@@ -153,9 +249,8 @@ fn differences_name_the_key_and_both_sides() {
     assert!(differences[2].contains("\"only-right\""));
 }
 
-#[test]
-fn an_ordinary_replica_has_the_same_digest() {
-    let (Some(master), Some(replica)) = (REDIS_7_0.start(&[]), REDIS_7_0.start(&[])) else {
+fn an_ordinary_replica_has_the_same_digest(kind: Kind) {
+    let (Some(master), Some(replica)) = (kind.start(&[]), kind.start(&[])) else {
         return;
     };
     let mut client = master.client();
@@ -172,10 +267,9 @@ fn an_ordinary_replica_has_the_same_digest() {
     );
 }
 
-#[test]
-fn a_restart_from_files_has_the_same_digest() {
-    for config in [["--appendonly", "yes"], ["--save", "3600 1"]] {
-        let Some(mut server) = REDIS_7_0.start(&config) else {
+fn a_restart_from_files_has_the_same_digest(kind: Kind) {
+    for config in [&["--appendonly", "yes"][..], &["--save", "3600", "1"]] {
+        let Some(mut server) = kind.start(config) else {
             return;
         };
         write_everything(&mut server.client(), 0);

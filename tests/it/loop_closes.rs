@@ -10,9 +10,7 @@ use crate::harness::{
 use crate::on_every_server;
 
 on_every_server! {
-    since 7.0;
     an_empty_master_gets_everything_back_and_history_goes_on,
-    the_dump_that_a_seed_leaves_behind_is_recognised_as_stale,
     a_master_that_was_empty_from_the_start_gets_its_first_writes_back,
     perennial_may_be_gone_meanwhile,
     born_as_a_replica_the_exact_data_set_is_back,
@@ -27,20 +25,17 @@ on_every_server! {
     both_stop_at_once_and_nothing_is_lost,
 }
 
+// Before 7.0 a dump says nothing of its past to a master that loads it: see older_masters.
+on_every_server! {
+    since 7.0;
+    the_dump_that_a_seed_leaves_behind_is_recognised_as_stale,
+}
+
 /// Everything that is written gets stored; the digest of it.
 #[track_caller]
 fn stored_digest(server: &Server) -> Digest {
     server.client().wait_until_stored(DEADLINE);
     Digest::of(&server.address())
-}
-
-/// Kills the master and starts it empty, as it was started first. A seed leaves a `dump.rdb` behind, as every
-/// full sync of a server does that loads from disk: it goes as well.
-#[track_caller]
-fn lose_everything(server: &mut Server) {
-    server.kill();
-    let _ = std::fs::remove_file(server.folder().join("dump.rdb"));
-    server.start_again();
 }
 
 fn an_empty_master_gets_everything_back_and_history_goes_on(kind: Kind) {
@@ -56,7 +51,7 @@ fn an_empty_master_gets_everything_back_and_history_goes_on(kind: Kind) {
         write_everything(&mut client, generation);
         write_at_random(&mut client, &mut random, 500);
         let before = stored_digest(&server);
-        lose_everything(&mut server);
+        server.lose_everything();
         server.until_master_with_data();
         assert_same(&before, &Digest::of(&server.address()));
         archive.until("the child timeline is there", DEADLINE, |status| {
@@ -75,7 +70,7 @@ fn the_dump_that_a_seed_leaves_behind_is_recognised_as_stale(kind: Kind) {
     let archive = Archive::new();
     write_everything(&mut server.client(), 0);
     let _perennial = Perennial::follow(&server, &archive, &[]);
-    lose_everything(&mut server);
+    server.lose_everything();
     server.until_master_with_data();
     server.client().wait_until_stored(DEADLINE);
     write_everything(&mut server.client(), 1);
@@ -102,7 +97,7 @@ fn a_master_that_was_empty_from_the_start_gets_its_first_writes_back(kind: Kind)
     let _perennial = Perennial::follow(&server, &archive, &[]);
     server.client().line("SET first 1");
     let before = stored_digest(&server);
-    lose_everything(&mut server);
+    server.lose_everything();
     server.until_master_with_data();
     assert_same(&before, &Digest::of(&server.address()));
 }
@@ -116,7 +111,7 @@ fn perennial_may_be_gone_meanwhile(kind: Kind) {
     write_everything(&mut server.client(), 0);
     let before = stored_digest(&server);
     perennial.kill();
-    lose_everything(&mut server);
+    server.lose_everything();
     assert_eq!(server.keys(), Some(0));
     perennial.start_again();
     server.until_master_with_data();
@@ -137,7 +132,7 @@ fn born_as_a_replica_the_exact_data_set_is_back(kind: Kind) {
         writers.until_confirmed_more(100);
         writers.pause();
         let before = stored_digest(server);
-        lose_everything(server);
+        server.lose_everything();
         server.until_master_with_data();
         assert_same(&before, &Digest::of(&server.address()));
         writers.resume();
@@ -158,7 +153,7 @@ fn born_as_a_replica_clients_that_never_stop_lose_nothing_confirmed(kind: Kind) 
     let writers = Writers::start(&server.address(), Load::default());
     for _ in 0..5 {
         writers.until_confirmed_more(100);
-        lose_everything(server);
+        server.lose_everything();
         until("it is a master again", DEADLINE, || server.is_master());
         writers.ledger().assert_all_in(&server.address());
     }
@@ -179,13 +174,13 @@ fn clients_that_never_stop_cannot_replace_the_head(kind: Kind) {
     let writers = Writers::start(&server.address(), Load::default());
     writers.until_confirmed_more(100);
     let confirmed = writers.ledger();
-    lose_everything(&mut server);
+    server.lose_everything();
     writers.until_acknowledged_more(100);
     archive.until("the new start is recorded", DEADLINE, |status| {
         status.timelines.len() == 2
     });
     let _ = writers.stop();
-    lose_everything(&mut server);
+    server.lose_everything();
     server.until_master_with_data();
     confirmed.assert_all_in(&server.address());
     perennial.assert_healthy();
@@ -201,7 +196,7 @@ fn a_write_to_the_empty_server_makes_a_suspect_root_and_the_old_head_stays(kind:
     write_everything(&mut server.client(), 0);
     let before = stored_digest(&server);
     perennial.pause();
-    lose_everything(&mut server);
+    server.lose_everything();
     server.client().line("SET intruder 1");
     perennial.resume();
     a_suspect_then_the_old_head(&mut server, &archive, &before);
@@ -217,7 +212,7 @@ fn a_write_before_perennial_starts_makes_a_suspect_root_as_well(kind: Kind) {
     write_everything(&mut server.client(), 0);
     let before = stored_digest(&server);
     perennial.kill();
-    lose_everything(&mut server);
+    server.lose_everything();
     server.client().line("SET intruder 1");
     perennial.start_again();
     a_suspect_then_the_old_head(&mut server, &archive, &before);
@@ -261,7 +256,7 @@ fn a_suspect_then_the_old_head(server: &mut Server, archive: &Archive, before: &
     not_acknowledged_but_stored(server, archive);
     assert_eq!(archive.status().head_timeline(), 1);
 
-    lose_everything(server);
+    server.lose_everything();
     server.until_master_with_data();
     assert_same(before, &Digest::of(&server.address()));
     let status = archive.until("the old head has a child", DEADLINE, |status| {
@@ -280,7 +275,7 @@ fn an_accepted_suspect_is_the_head(kind: Kind) {
     server.client().line("SET old 1");
     server.client().wait_until_stored(DEADLINE);
     perennial.kill();
-    lose_everything(&mut server);
+    server.lose_everything();
     server.client().line("SET new 1");
     perennial.start_again();
     archive.until("the suspect root is durable", DEADLINE, |status| {
@@ -295,7 +290,7 @@ fn an_accepted_suspect_is_the_head(kind: Kind) {
     assert_eq!(status.head_timeline(), 2);
     assert!(status.timelines[1].accepted);
 
-    lose_everything(&mut server);
+    server.lose_everything();
     server.until_master_with_data();
     assert_same(&before, &Digest::of(&server.address()));
 }
@@ -310,7 +305,7 @@ fn start_over_makes_a_suspect_the_head(kind: Kind) {
     server.client().line("SET old 1");
     server.client().wait_until_stored(DEADLINE);
     perennial.kill();
-    lose_everything(&mut server);
+    server.lose_everything();
     server.client().line("SET new 1");
     perennial.start_again();
     archive.until("the suspect root is restorable", DEADLINE, |status| {
@@ -331,7 +326,7 @@ fn seed_never_leaves_an_empty_server_alone(kind: Kind) {
     let mut perennial = Perennial::follow(&server, &archive, &["--seed", "never"]);
     server.client().line("SET kept 1");
     server.client().wait_until_stored(DEADLINE);
-    lose_everything(&mut server);
+    server.lose_everything();
     holds_for("empty and a master", Duration::from_secs(3), || {
         server.is_master() && server.keys() == Some(0)
     });

@@ -29,6 +29,10 @@ mod loop_closes;
 mod stale_dump;
 // A server that waits for its seed at every start: a test for each row of the table of what it may hold.
 mod born_a_replica;
+// What is different before 7.0: keys on the link, forks, dumps without a past.
+mod older_masters;
+// Fields of hashes that expire, and the payload format that carries them.
+mod fields_that_expire;
 // A data set that its users emptied stays empty.
 mod emptied_on_purpose;
 // Real replicas of a master that died continue from the seeded one, or from one of them.

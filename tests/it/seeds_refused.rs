@@ -4,8 +4,20 @@ use std::fs;
 use std::time::Duration;
 
 use crate::harness::{
-    Archive, DEADLINE, Perennial, Port, REDIS_7_0, Server, Value, holds_for, until,
+    Archive, DEADLINE, Kind, Perennial, Port, REDIS_7_0, Server, Value, holds_for, until,
 };
+use crate::on_every_server;
+
+on_every_server! {
+    a_server_that_cannot_apply_everything_is_never_promoted,
+    a_stranger_at_the_seed_address_keeps_its_data,
+}
+
+// Before 7.0 a dump says nothing of its past to a master that loads it.
+on_every_server! {
+    since 7.0;
+    a_dump_from_before_the_first_snapshot_is_seeded,
+}
 
 #[track_caller]
 fn until_there(server: &Server, key: &str) {
@@ -20,9 +32,8 @@ fn until_there(server: &Server, key: &str) {
 
 /// A server that lacks a command of the archive applies the rest and says nothing: it must not become a master,
 /// neither at once nor at the next look.
-#[test]
-fn a_server_that_cannot_apply_everything_is_never_promoted() {
-    let Some(mut first) = REDIS_7_0.start(&[]) else {
+fn a_server_that_cannot_apply_everything_is_never_promoted(kind: Kind) {
+    let Some(mut first) = kind.start(&[]) else {
         return;
     };
     let archive = Archive::new();
@@ -33,7 +44,7 @@ fn a_server_that_cannot_apply_everything_is_never_promoted() {
     perennial.kill();
     first.kill();
 
-    let Some(lacking) = REDIS_7_0.start(&["--rename-command", "RPUSH", ""]) else {
+    let Some(lacking) = kind.start(&["--rename-command", "RPUSH", ""]) else {
         return;
     };
     let mut perennial = Perennial::follow_url(&lacking.url(), &archive, &[]);
@@ -46,9 +57,8 @@ fn a_server_that_cannot_apply_everything_is_never_promoted() {
 }
 
 /// A dump of the same history from before the archive began: nothing of it is missing in the archive.
-#[test]
-fn a_dump_from_before_the_first_snapshot_is_seeded() {
-    let Some((mut server, _early)) = with_an_early_dump(|| REDIS_7_0.start(&[])) else {
+fn a_dump_from_before_the_first_snapshot_is_seeded(kind: Kind) {
+    let Some((mut server, _early)) = with_an_early_dump(|| kind.start(&[])) else {
         return;
     };
     let archive = Archive::new();
@@ -76,9 +86,8 @@ fn with_an_early_dump(start: impl Fn() -> Option<Server>) -> Option<(Server, Arc
 }
 
 /// Two servers name the same seed address. One is filled; the other has data of its own, which stay.
-#[test]
-fn a_stranger_at_the_seed_address_keeps_its_data() {
-    let (Some(mut server), Some(stranger)) = (REDIS_7_0.start(&[]), REDIS_7_0.start(&[])) else {
+fn a_stranger_at_the_seed_address_keeps_its_data(kind: Kind) {
+    let (Some(mut server), Some(stranger)) = (kind.start(&[]), kind.start(&[])) else {
         return;
     };
     let seed = Port::reserve();
@@ -91,8 +100,7 @@ fn a_stranger_at_the_seed_address_keeps_its_data() {
         .client()
         .line(&format!("REPLICAOF 127.0.0.1 {}", seed.number));
     for _ in 0..3 {
-        server.kill();
-        server.start_again();
+        server.lose_everything();
         until_there(&server, "ours");
         assert_eq!(stranger.client().line("GET theirs").text(), "1");
     }

@@ -10,8 +10,26 @@ use perennial::store::faulty::{Fault, Faults, Operation};
 
 use crate::harness::workload::write_everything;
 use crate::harness::{
-    Archive, DEADLINE, Digest, InProcess, Perennial, REDIS_7_0, Server, Value, assert_same, until,
+    Archive, DEADLINE, Digest, InProcess, Kind, Perennial, Server, Value, assert_same, until,
 };
+use crate::on_every_server;
+
+on_every_server! {
+    a_confirmed_write_survives_the_loss_of_both,
+    what_was_written_without_a_store_is_stored_when_it_is_back,
+    ack_received_confirms_without_a_store,
+    a_slow_store_makes_wait_slow,
+    nothing_is_acknowledged_before_the_first_snapshot_is_complete,
+}
+
+on_every_server! {
+    up to 7.0;
+    a_store_that_refuses_confirms_nothing_and_stalls_nobody,
+    whatever_operation_is_refused_nothing_confirmed_is_lost,
+    whatever_operation_is_cut_short_nothing_confirmed_is_lost,
+    whatever_operation_is_done_but_reported_failed_nothing_confirmed_is_lost,
+    whatever_operation_is_slow_nothing_confirmed_is_lost,
+}
 
 fn take_the_store_away(archive: &Archive) {
     fs::rename(archive.path(), archive.beside("away")).unwrap();
@@ -31,9 +49,8 @@ fn write_and_wait(server: &Server, key: &str, timeout: Duration) -> i64 {
     client.ok(&["WAIT", "1", &milliseconds]).integer()
 }
 
-#[test]
-fn a_confirmed_write_survives_the_loss_of_both() {
-    let Some(mut server) = REDIS_7_0.start(&[]) else {
+fn a_confirmed_write_survives_the_loss_of_both(kind: Kind) {
+    let Some(mut server) = kind.start(&[]) else {
         return;
     };
     let archive = Archive::new();
@@ -43,9 +60,8 @@ fn a_confirmed_write_survives_the_loss_of_both() {
         assert_eq!(write_and_wait(&server, &key, DEADLINE), 1);
         if number % 5 == 4 {
             // Both at once, in the very moment in which the client has its answer.
-            server.kill();
             perennial.kill();
-            server.start_again();
+            server.lose_everything();
             perennial.start_again();
             server.until_master_with_data();
             assert_eq!(server.client().line(&format!("GET {key}")).text(), "1");
@@ -53,9 +69,8 @@ fn a_confirmed_write_survives_the_loss_of_both() {
     }
 }
 
-#[test]
-fn a_store_that_refuses_confirms_nothing_and_stalls_nobody() {
-    let Some(server) = REDIS_7_0.start(&[]) else {
+fn a_store_that_refuses_confirms_nothing_and_stalls_nobody(kind: Kind) {
+    let Some(server) = kind.start(&[]) else {
         return;
     };
     let archive = Archive::new();
@@ -76,9 +91,8 @@ fn a_store_that_refuses_confirms_nothing_and_stalls_nobody() {
     perennial.assert_healthy();
 }
 
-#[test]
-fn what_was_written_without_a_store_is_stored_when_it_is_back() {
-    let Some(mut server) = REDIS_7_0.start(&[]) else {
+fn what_was_written_without_a_store_is_stored_when_it_is_back(kind: Kind) {
+    let Some(mut server) = kind.start(&[]) else {
         return;
     };
     let archive = Archive::new();
@@ -88,15 +102,13 @@ fn what_was_written_without_a_store_is_stored_when_it_is_back() {
     bring_the_store_back(&archive);
     server.client().wait_until_stored(DEADLINE);
     let before = Digest::of(&server.address());
-    server.kill();
-    server.start_again();
+    server.lose_everything();
     server.until_master_with_data();
     assert_same(&before, &Digest::of(&server.address()));
 }
 
-#[test]
-fn ack_received_confirms_without_a_store() {
-    let Some(server) = REDIS_7_0.start(&[]) else {
+fn ack_received_confirms_without_a_store(kind: Kind) {
+    let Some(server) = kind.start(&[]) else {
         return;
     };
     let archive = Archive::new();
@@ -116,9 +128,8 @@ fn ack_received_confirms_without_a_store() {
     perennial.assert_healthy();
 }
 
-#[test]
-fn a_slow_store_makes_wait_slow() {
-    let Some(server) = REDIS_7_0.start(&[]) else {
+fn a_slow_store_makes_wait_slow(kind: Kind) {
+    let Some(server) = kind.start(&[]) else {
         return;
     };
     let archive = Archive::new();
@@ -143,9 +154,8 @@ fn a_slow_store_makes_wait_slow() {
     perennial.stop().unwrap();
 }
 
-#[test]
-fn nothing_is_acknowledged_before_the_first_snapshot_is_complete() {
-    let Some(server) = REDIS_7_0.start(&[]) else {
+fn nothing_is_acknowledged_before_the_first_snapshot_is_complete(kind: Kind) {
+    let Some(server) = kind.start(&[]) else {
         return;
     };
     write_everything(&mut server.client(), 0);
@@ -187,39 +197,35 @@ fn nothing_is_acknowledged_before_the_first_snapshot_is_complete() {
 }
 
 /// The whole loop once for every operation of the store, which then goes wrong in one way.
-fn each_operation_goes_wrong(way: Fault) {
-    let Some(clean) = loop_with(None) else {
+fn each_operation_goes_wrong(kind: Kind, way: Fault) {
+    let Some(clean) = loop_with(kind, None) else {
         return;
     };
     assert!(clean >= 8, "a run takes {clean} operations");
     for n in 1..=clean {
-        loop_with(Some((n, way)));
+        loop_with(kind, Some((n, way)));
     }
 }
 
-#[test]
-fn whatever_operation_is_refused_nothing_confirmed_is_lost() {
-    each_operation_goes_wrong(Fault::Refuse);
+fn whatever_operation_is_refused_nothing_confirmed_is_lost(kind: Kind) {
+    each_operation_goes_wrong(kind, Fault::Refuse);
 }
 
-#[test]
-fn whatever_operation_is_cut_short_nothing_confirmed_is_lost() {
-    each_operation_goes_wrong(Fault::CutShort);
+fn whatever_operation_is_cut_short_nothing_confirmed_is_lost(kind: Kind) {
+    each_operation_goes_wrong(kind, Fault::CutShort);
 }
 
-#[test]
-fn whatever_operation_is_done_but_reported_failed_nothing_confirmed_is_lost() {
-    each_operation_goes_wrong(Fault::DoneButReportedFailed);
+fn whatever_operation_is_done_but_reported_failed_nothing_confirmed_is_lost(kind: Kind) {
+    each_operation_goes_wrong(kind, Fault::DoneButReportedFailed);
 }
 
-#[test]
-fn whatever_operation_is_slow_nothing_confirmed_is_lost() {
-    each_operation_goes_wrong(Fault::Delay(200));
+fn whatever_operation_is_slow_nothing_confirmed_is_lost(kind: Kind) {
+    each_operation_goes_wrong(kind, Fault::Delay(200));
 }
 
 /// Follow, write and wait, lose both, come back. Returns the number of store operations up to the loss.
-fn loop_with(fault: Option<(u64, Fault)>) -> Option<u64> {
-    let mut server = REDIS_7_0.start(&[])?;
+fn loop_with(kind: Kind, fault: Option<(u64, Fault)>) -> Option<u64> {
+    let mut server = kind.start(&[])?;
     server.client().line("SET before 1");
     let archive = Archive::new();
     let faults = Faults::new();
@@ -233,8 +239,7 @@ fn loop_with(fault: Option<(u64, Fault)>) -> Option<u64> {
         assert_eq!(confirmed, 1, "{key} with {fault:?}");
     }
     let operations = faults.operations();
-    server.kill();
-    server.start_again();
+    server.lose_everything();
     // The same Perennial seeds it, whatever failed.
     until(
         &format!("everything is back with {fault:?}"),

@@ -78,7 +78,7 @@ enum State {
 /// The replica's side of one connection, without I/O.
 ///
 /// **After every input** ([`new`](Self::new), [`receive`](Self::receive), [`time_passed`](Self::time_passed),
-/// [`acknowledge`](Self::acknowledge), [`closed`](Self::closed)) **drain [`poll_output`](Self::poll_output)
+/// [`held_back`](Self::held_back), [`acknowledge`](Self::acknowledge), [`closed`](Self::closed)) **drain [`poll_output`](Self::poll_output)
 /// until it says [`Output::Wait`], before the next input.**
 ///
 /// After the reply to PSYNC nothing but acknowledgements is ever sent (`protocol-facts` 1.7).
@@ -151,6 +151,11 @@ impl Replica {
         {
             self.send_ack(now);
         }
+    }
+
+    /// The caller reads nothing at the moment: that the master is not heard says nothing about it.
+    pub fn held_back(&mut self, now: Ticks) {
+        self.heard = now;
     }
 
     /// Sets what is acknowledged: `ack` answers WAIT, `fack` answers WAITAOF. Goes out at once when it moved

@@ -365,3 +365,20 @@ fn a_reply_without_end_is_not_gathered_for_ever() {
         assert!(head.len() < 100, "{head}");
     }
 }
+
+#[test]
+fn silence_while_the_caller_does_not_read_is_not_the_masters() {
+    let mut replica = streaming(options());
+    for now in (0..600_000).step_by(1000) {
+        replica.held_back(Ticks(now));
+        replica.time_passed(Ticks(now));
+        let said = outputs(&mut replica);
+        assert!(!said.iter().any(|it| matches!(it, Output::Event(_))));
+    }
+    replica.time_passed(Ticks(599_000 + 30_000));
+    let expected = event(Event::TimedOut {
+        stage: Stage::Streaming,
+        silent_ms: 30_000,
+    });
+    assert_eq!(outputs(&mut replica), [expected]);
+}

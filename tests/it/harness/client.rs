@@ -68,6 +68,15 @@ impl Value {
     }
 }
 
+/// What a server says of its version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Version {
+    /// The Redis whose commands it speaks: major and minor. Valkey says 7.2.
+    pub speaks: (u32, u32),
+    /// Valkey's own.
+    pub valkey: Option<(u32, u32)>,
+}
+
 /// A connection.
 #[derive(Debug)]
 pub struct Client {
@@ -155,6 +164,28 @@ impl Client {
             info.contains("\nloading:0")
         });
         client
+    }
+
+    /// Its version.
+    #[track_caller]
+    pub fn version(&mut self) -> Version {
+        let info = self.line("INFO server").text();
+        let numbers = |field: &str| {
+            let line = info.lines().find_map(|line| line.strip_prefix(field))?;
+            let mut numbers = line.trim().split('.').map(|part| part.parse::<u32>().ok());
+            Some((numbers.next()??, numbers.next()??))
+        };
+        Version {
+            speaks: numbers("redis_version:").expect("INFO names a version"),
+            valkey: numbers("valkey_version:"),
+        }
+    }
+
+    /// Whether the server knows a command.
+    #[track_caller]
+    pub fn knows(&mut self, command: &str) -> bool {
+        let reply = self.ok(&["COMMAND", "INFO", command]).array();
+        reply.first().is_some_and(|info| *info != Value::Nil)
     }
 
     /// SAVE, once no other child of the server is at work.

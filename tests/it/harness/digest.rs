@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{DefaultHasher, Hasher};
 
-use super::{Client, Value};
+use super::{Client, Value, Version};
 
 /// Keys asked for in one pipeline.
 const KEYS_PER_PIPELINE: usize = 64;
@@ -16,6 +16,9 @@ const DIFFERENCES_SHOWN: usize = 10;
 /// Bytes of a value shown in a difference, and kept for that.
 const VALUE_BYTES_SHOWN: usize = 240;
 const VALUE_BYTES_KEPT: usize = 16 * 1024;
+/// How far times of expiry may lie apart where one of the servers cannot name them, milliseconds. Before 7.0 they
+/// are spelled relative in the replication stream, so what is replayed later expires later.
+const EXPIRY_TOLERANCE_MILLIS: u64 = 60_000;
 
 /// Fields of XINFO STREAM FULL that are not data: two servers with the same history may differ in them.
 /// The shape of the radix tree is an implementation's own; the times at which a consumer was seen are local clocks.
@@ -47,8 +50,10 @@ impl fmt::Display for Item {
 /// What stands for one key: a hash of all there is to see, and enough of it to explain a difference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fingerprint {
+    /// Of everything but the time of expiry.
     hash: u64,
     kind: String,
+    /// Milliseconds since 1970; -1 where it does not expire.
     expires_at: i64,
     length: usize,
     head: Vec<u8>,
@@ -58,7 +63,7 @@ impl Fingerprint {
     fn of(kind: &str, expires_at: i64, contents: &[u8]) -> Self {
         let mut hasher = DefaultHasher::new();
         hasher.write(kind.as_bytes());
-        hasher.write_i64(expires_at);
+        hasher.write_u8((expires_at >= 0).into());
         hasher.write_usize(contents.len());
         hasher.write(contents);
         Self {
@@ -68,6 +73,13 @@ impl Fingerprint {
             length: contents.len(),
             head: contents[..contents.len().min(VALUE_BYTES_KEPT)].to_vec(),
         }
+    }
+
+    /// Whether both stand for the same, times of expiry as exactly as both servers can name them.
+    fn is_same(&self, other: &Self, tolerance_millis: u64) -> bool {
+        self.hash == other.hash
+            && (self.expires_at >= 0) == (other.expires_at >= 0)
+            && self.expires_at.abs_diff(other.expires_at) <= tolerance_millis
     }
 
     /// The facts, and the bytes around `at`.
@@ -97,6 +109,9 @@ impl Fingerprint {
 #[derive(Debug, Clone)]
 pub struct Digest {
     items: BTreeMap<Item, Fingerprint>,
+    version: Version,
+    /// The server names times of expiry: else they are computed, and no part of [`Digest::hash`].
+    exact_expiries: bool,
     debug_digest: Option<String>,
 }
 
@@ -105,14 +120,16 @@ impl Digest {
     #[track_caller]
     pub fn of(address: &str) -> Self {
         let mut client = Client::connect_loaded(address);
-        let field_expiry = knows(&mut client, "HPEXPIRETIME");
-        let entries_read = replicates_entries_read(&mut client);
+        let field_expiry = client.knows("HPEXPIRETIME");
+        let exact_expiries = client.knows("PEXPIRETIME");
+        let version = client.version();
+        let entries_read = replicates_entries_read(version);
         let mut items = BTreeMap::new();
         for database in databases(&mut client) {
             client.ok(&["SELECT", &database.to_string()]);
             let names = scan(&mut client);
             for names in names.chunks(KEYS_PER_PIPELINE) {
-                let facts = kinds_and_expiries(&mut client, names);
+                let facts = kinds_and_expiries(&mut client, names, exact_expiries);
                 for (name, (kind, expires_at)) in names.iter().zip(facts) {
                     // A key that went between SCAN and here has expired on a replica: absent for every reader.
                     if kind == "none" {
@@ -134,8 +151,15 @@ impl Digest {
         };
         Self {
             items,
+            version,
+            exact_expiries,
             debug_digest,
         }
+    }
+
+    /// What `DEBUG DIGEST` says, where it is allowed.
+    pub fn debug_digest(&self) -> Option<&str> {
+        self.debug_digest.as_deref()
     }
 
     /// One number for all of it.
@@ -146,6 +170,9 @@ impl Digest {
             hasher.write_usize(item.len());
             hasher.write(item.as_bytes());
             hasher.write_u64(fingerprint.hash);
+            if self.exact_expiries {
+                hasher.write_i64(fingerprint.expires_at);
+            }
         }
         hasher.finish()
     }
@@ -157,11 +184,16 @@ impl Digest {
 
     /// The items that differ, each with what either side has; empty when the data sets are equal.
     pub fn differences(&self, other: &Self) -> Vec<String> {
+        let tolerance = if self.exact_expiries && other.exact_expiries {
+            0
+        } else {
+            EXPIRY_TOLERANCE_MILLIS
+        };
         let mut differences = Vec::new();
         for (item, here) in &self.items {
             match other.items.get(item) {
                 None => differences.push(format!("{item}: only on the left: {}", here.shown(0))),
-                Some(there) if there != here => {
+                Some(there) if !here.is_same(there, tolerance) => {
                     let at = here.parts_from(there);
                     differences.push(format!(
                         "{item}:\n      left  {}\n      right {}",
@@ -177,8 +209,9 @@ impl Digest {
                 differences.push(format!("{item}: only on the right: {}", there.shown(0)));
             }
         }
+        // Not comparable across versions (`protocol-facts` 4.1b).
         if let (true, Some(here), Some(there)) = (
-            differences.is_empty(),
+            differences.is_empty() && self.version == other.version,
             &self.debug_digest,
             &other.debug_digest,
         ) && here != there
@@ -204,26 +237,17 @@ pub fn assert_same(left: &Digest, right: &Digest) {
         right.len(),
         differences[..shown].join("\n  ")
     );
-    assert_eq!(left.hash(), right.hash());
-}
-
-fn knows(client: &mut Client, command: &str) -> bool {
-    let reply = client.ok(&["COMMAND", "INFO", command]).array();
-    reply.first().is_some_and(|info| *info != Value::Nil)
+    if left.exact_expiries == right.exact_expiries {
+        assert_eq!(left.hash(), right.hash());
+    }
 }
 
 /// Before 7.4 a read by a group is replicated as XCLAIM, which does not carry how many entries the group has read: the
 /// number of a replica, and of whoever replays the stream, is then another one (seen on 7.0.15).
-fn replicates_entries_read(client: &mut Client) -> bool {
-    let info = client.line("INFO server").text();
-    let version = |field: &str| {
-        let line = info.lines().find_map(|line| line.strip_prefix(field))?;
-        let mut numbers = line.trim().split('.').map(|part| part.parse::<u32>().ok());
-        Some((numbers.next()??, numbers.next()??))
-    };
-    match version("valkey_version:") {
+fn replicates_entries_read(version: Version) -> bool {
+    match version.valkey {
         Some(valkey) => valkey >= (8, 0),
-        None => version("redis_version:").is_some_and(|redis| redis >= (7, 4)),
+        None => version.speaks >= (7, 4),
     }
 }
 
@@ -252,7 +276,10 @@ fn scan(client: &mut Client) -> Vec<Vec<u8>> {
     }
 }
 
-fn kinds_and_expiries(client: &mut Client, names: &[Vec<u8>]) -> Vec<(String, i64)> {
+fn kinds_and_expiries(client: &mut Client, names: &[Vec<u8>], exact: bool) -> Vec<(String, i64)> {
+    if !exact {
+        return kinds_and_computed_expiries(client, names);
+    }
     let commands: Vec<Vec<&[u8]>> = names
         .iter()
         .flat_map(|name| [vec![b"TYPE".as_slice(), name], vec![b"PEXPIRETIME", name]])
@@ -261,6 +288,34 @@ fn kinds_and_expiries(client: &mut Client, names: &[Vec<u8>]) -> Vec<(String, i6
     replies
         .chunks(2)
         .map(|pair| (pair[0].text(), pair[1].integer()))
+        .collect()
+}
+
+/// Without PEXPIRETIME (before 7.0): what is left, counted from the server's own time at that very moment.
+fn kinds_and_computed_expiries(client: &mut Client, names: &[Vec<u8>]) -> Vec<(String, i64)> {
+    let mut commands: Vec<Vec<&[u8]>> = vec![vec![b"MULTI"], vec![b"TIME"]];
+    commands.extend(
+        names
+            .iter()
+            .flat_map(|name| [vec![b"TYPE".as_slice(), name], vec![b"PTTL", name]]),
+    );
+    commands.push(vec![b"EXEC"]);
+    let mut replies = client.pipeline(&commands).unwrap();
+    let answers = replies.pop().unwrap().array();
+    let (time, facts) = answers.split_first().unwrap();
+    let time: Vec<i64> = time
+        .clone()
+        .array()
+        .iter()
+        .map(|part| part.text().parse().unwrap())
+        .collect();
+    let now = time[0] * 1000 + time[1] / 1000;
+    facts
+        .chunks(2)
+        .map(|pair| match pair[1].integer() {
+            left @ 0.. => (pair[0].text(), now + left),
+            without => (pair[0].text(), without),
+        })
         .collect()
 }
 

@@ -16,7 +16,7 @@ pub mod workload;
 
 pub use archive::{Archive, Status};
 pub use busy::{Load, Writers};
-pub use client::{Client, Value};
+pub use client::{Client, Value, Version};
 pub use digest::{Digest, assert_same};
 pub use in_process::InProcess;
 pub use perennial::{BornAsReplica, Perennial, run_cli, run_cli_with};

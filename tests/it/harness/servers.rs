@@ -88,7 +88,8 @@ pub const VALKEY_9_1: Kind = Kind {
 };
 
 /// The named scenarios, each a `fn(Kind)` of this module, as one test for each kind of server: `name::redis_6_2` and so
-/// on. `since 7.0;` in front leaves 6.2 out, for what that version does not have.
+/// on. `since 7.0;` in front leaves 6.2 out, for what that version does not have. `up to 7.0;` is for what is long and
+/// differs only in how a full sync comes: on the link before 7.0, beside it since.
 #[macro_export]
 macro_rules! on_every_server {
     (since 7.0; $($scenario:ident),+ $(,)?) => {$(
@@ -98,6 +99,13 @@ macro_rules! on_every_server {
             #[test] fn redis_8_0() { super::$scenario(servers::REDIS_8_0); }
             #[test] fn valkey_8_1() { super::$scenario(servers::VALKEY_8_1); }
             #[test] fn valkey_9_1() { super::$scenario(servers::VALKEY_9_1); }
+        }
+    )+};
+    (up to 7.0; $($scenario:ident),+ $(,)?) => {$(
+        mod $scenario {
+            use $crate::harness::servers;
+            #[test] fn redis_6_2() { super::$scenario(servers::REDIS_6_2); }
+            #[test] fn redis_7_0() { super::$scenario(servers::REDIS_7_0); }
         }
     )+};
     ($($scenario:ident),+ $(,)?) => {$(
@@ -323,6 +331,15 @@ impl Server {
     /// `kill -9`, and waits for the end.
     pub fn kill(&mut self) {
         self.process.kill();
+    }
+
+    /// Kills it and starts it empty, as it was started first. A full sync leaves a `dump.rdb` behind where it passes
+    /// the disk (on a master before 7.0, on a replica that is seeded): it goes as well.
+    #[track_caller]
+    pub fn lose_everything(&mut self) {
+        self.kill();
+        let _ = fs::remove_file(self.folder().join("dump.rdb"));
+        self.start_again();
     }
 
     /// SIGTERM: the orderly shutdown. Returns how long it took.

@@ -1,7 +1,48 @@
-//! Writes of every kind that Redis 7.0 knows, in four databases.
+//! Writes of every kind that the server knows, in four databases.
+//!
+//! What not every server knows has a mark in front: `7.0| LMPOP …`. [`Known`] lists the marks.
 
 use super::random::Random;
 use super::{Client, Value};
+
+/// What a server knows beyond Redis 6.2.
+#[derive(Debug, Clone, Copy)]
+pub struct Known {
+    /// `7.0|`: functions, LMPOP, EXPIRE with a condition.
+    since_7_0: bool,
+    /// `fields|`: fields of hashes that expire, and what came with them (Redis 8.0, Valkey 9).
+    fields: bool,
+    /// `valkey-8.1|`: SET with IFEQ.
+    valkey_8_1: bool,
+}
+
+impl Known {
+    /// Asks.
+    #[track_caller]
+    pub fn by(client: &mut Client) -> Self {
+        let version = client.version();
+        Self {
+            since_7_0: version.speaks >= (7, 0),
+            fields: client.knows("HSETEX"),
+            valkey_8_1: version.valkey.is_some_and(|valkey| valkey >= (8, 1)),
+        }
+    }
+
+    /// The line without its mark, where the server knows it.
+    #[track_caller]
+    pub fn line<'a>(&self, line: &'a str) -> Option<&'a str> {
+        let Some((mark, rest)) = line.split_once("| ") else {
+            return Some(line);
+        };
+        let known = match mark {
+            "7.0" => self.since_7_0,
+            "fields" => self.fields,
+            "valkey-8.1" => self.valkey_8_1,
+            other => panic!("no such mark: {other}"),
+        };
+        known.then_some(rest)
+    }
+}
 
 /// Databases written to.
 pub const DATABASES: u32 = 4;
@@ -13,36 +54,42 @@ const YEAR_2100: u64 = 4_102_444_800;
 #[track_caller]
 pub fn write_everything(client: &mut Client, round: u64) {
     let mut random = Random::fixed(round);
+    let known = Known::by(client);
     for database in 0..DATABASES {
         client.ok(&["SELECT", &database.to_string()]);
-        strings(client, round, &mut random);
-        lists(client, round);
-        sets(client, round);
-        hashes(client, round, &mut random);
-        sorted_sets(client, round);
-        streams(client, round);
-        derived_types(client, round);
-        expiries(client, round);
+        strings(client, known, round, &mut random);
+        lists(client, known, round);
+        sets(client, known, round);
+        hashes(client, known, round, &mut random);
+        sorted_sets(client, known, round);
+        streams(client, known, round);
+        derived_types(client, known, round);
+        expiries(client, known, round);
         transactions_and_scripts(client, round, database);
-        removals(client, round);
+        removals(client, known, round);
     }
-    across_databases(client, round);
+    across_databases(client, known, round);
     client.line("SELECT 0");
-    functions(client, round);
+    if known.since_7_0 {
+        functions(client, round);
+    }
 }
 
-/// Words with `{r}` for the round.
+/// Words with `{r}` for the round, and perhaps a mark in front.
 #[track_caller]
-fn lines(client: &mut Client, round: u64, text: &str) {
+fn lines(client: &mut Client, known: Known, round: u64, text: &str) {
     let text = text.replace("{r}", &round.to_string());
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        client.line(line);
+        if let Some(line) = known.line(line) {
+            client.line(line);
+        }
     }
 }
 
-fn strings(client: &mut Client, round: u64, random: &mut Random) {
+fn strings(client: &mut Client, known: Known, round: u64, random: &mut Random) {
     lines(
         client,
+        known,
         round,
         "SET string:int:{r} 12{r}
          SET string:negative -9223372036854775807
@@ -56,6 +103,7 @@ fn strings(client: &mut Client, round: u64, random: &mut Random) {
          MSET string:m1 {r} string:m2 b{r}
          SETNX string:nx {r}
          GETSET string:m1 swapped{r}
+         valkey-8.1| SET string:m1 swapped-if-{r} IFEQ swapped{r}
          SET string:empty-source x
          SETRANGE string:empty-source 0 {r}",
     );
@@ -71,9 +119,10 @@ fn strings(client: &mut Client, round: u64, random: &mut Random) {
     client.ok(&[b"SET".as_slice(), name.as_bytes(), &big]);
 }
 
-fn lists(client: &mut Client, round: u64) {
+fn lists(client: &mut Client, known: Known, round: u64) {
     lines(
         client,
+        known,
         round,
         "RPUSH list:small a b c {r}
          LPUSH list:small front{r}
@@ -83,7 +132,7 @@ fn lists(client: &mut Client, round: u64) {
          RPUSH list:source 1 2 3 4 5
          LMOVE list:source list:moved LEFT RIGHT
          RPOPLPUSH list:source list:moved
-         LMPOP 1 list:source LEFT COUNT 2
+         7.0| LMPOP 1 list:source LEFT COUNT 2
          RPOP list:source
          RPUSH list:popped 1 2 3
          BLPOP list:popped 1",
@@ -94,9 +143,10 @@ fn lists(client: &mut Client, round: u64) {
     client.line("LTRIM list:big 10 5000");
 }
 
-fn sets(client: &mut Client, round: u64) {
+fn sets(client: &mut Client, known: Known, round: u64) {
     lines(
         client,
+        known,
         round,
         "SADD set:intset 1 2 3 -5 70000 {r}
          SADD set:listpack a b 1 {r}
@@ -114,15 +164,35 @@ fn sets(client: &mut Client, round: u64) {
     client.line("SPOP set:hashtable 17");
 }
 
-fn hashes(client: &mut Client, round: u64, random: &mut Random) {
+/// Without HINCRBYFLOAT on a field that expires: Redis 8.0.2 replicates it as HSET, and an ordinary replica of its own
+/// loses the time of expiry (8.0.6 sends HSETEX KEEPTTL).
+fn hashes(client: &mut Client, known: Known, round: u64, random: &mut Random) {
     lines(
         client,
+        known,
         round,
         "HSET hash:listpack f1 {r} f2 two f{r} x
          HINCRBY hash:listpack count 3
          HINCRBYFLOAT hash:listpack float 0.5
          HSETNX hash:listpack once {r}
-         HDEL hash:listpack f2",
+         HDEL hash:listpack f2
+         fields| HSET hash:fields:{r} ex a px b exat c ex-past d persisted e written f counted 1 deleted g bare h
+         fields| HEXPIRE hash:fields:{r} 90000 FIELDS 3 ex persisted written
+         fields| HPEXPIRE hash:fields:{r} 90000123 FIELDS 2 px counted
+         fields| HEXPIREAT hash:fields:{r} 41024448{r}0 FIELDS 1 exat
+         fields| HEXPIRE hash:fields:{r} 80000 LT FIELDS 1 ex
+         fields| HPERSIST hash:fields:{r} FIELDS 1 persisted
+         fields| HEXPIRE hash:fields:{r} 0 FIELDS 1 ex-past
+         fields| HSET hash:fields:{r} written again
+         fields| HINCRBY hash:fields:{r} counted 4
+         fields| HSETEX hash:fields:{r} EX 70000 FIELDS 2 set-1 a set-2 {r}
+         fields| HSETEX hash:fields:{r} KEEPTTL FIELDS 1 set-2 kept
+         fields| HGETEX hash:fields:{r} PX 60000789 FIELDS 1 bare
+         fields| HGETEX hash:fields:{r} PERSIST FIELDS 1 set-1
+         fields| HGETDEL hash:fields:{r} FIELDS 1 deleted
+         fields| HSETEX hash:fields EX 50000 FIELDS 1 of-round-{r} {r}
+         fields| HSETEX hash:fields-only PXAT 41024448{r}0321 FIELDS 1 f {r}
+         fields| COPY hash:fields:{r} hash:fields-copied REPLACE",
     );
     let mut set = vec![b"HSET".to_vec(), b"hash:hashtable".to_vec()];
     for index in 0..500 {
@@ -132,9 +202,10 @@ fn hashes(client: &mut Client, round: u64, random: &mut Random) {
     client.ok(&set);
 }
 
-fn sorted_sets(client: &mut Client, round: u64) {
+fn sorted_sets(client: &mut Client, known: Known, round: u64) {
     lines(
         client,
+        known,
         round,
         "ZADD zset:listpack inf infinite -inf bottom 0 zero -0.0 minus-zero 1.5 half 3.141592653589793 pi {r} round
          ZADD zset:listpack 17976931348623157e292 huge 5e-324 tiny
@@ -143,7 +214,7 @@ fn sorted_sets(client: &mut Client, round: u64) {
          ZADD zset:popped 1 a 2 b 3 c 4 d
          ZPOPMIN zset:popped
          BZPOPMAX zset:popped 1
-         ZMPOP 1 zset:popped MIN COUNT 1
+         7.0| ZMPOP 1 zset:popped MIN COUNT 1
          ZUNIONSTORE zset:union 2 zset:listpack zset:popped WEIGHTS 2 0.5
          ZRANGESTORE zset:range zset:listpack 0 2
          ZREMRANGEBYRANK zset:range 0 0",
@@ -156,7 +227,7 @@ fn sorted_sets(client: &mut Client, round: u64) {
     client.ok(&add);
 }
 
-fn streams(client: &mut Client, round: u64) {
+fn streams(client: &mut Client, known: Known, round: u64) {
     let first = client.ok(&["XADD", "stream:main", "*", "first", &round.to_string()]);
     for index in 0..250 {
         client.ok(&[
@@ -172,6 +243,7 @@ fn streams(client: &mut Client, round: u64) {
     client.ok(&["XDEL", "stream:main", &first.text()]);
     lines(
         client,
+        known,
         round,
         "XTRIM stream:main MAXLEN ~ 300
          XGROUP CREATE stream:main group{r} 0
@@ -183,7 +255,7 @@ fn streams(client: &mut Client, round: u64) {
          XAUTOCLAIM stream:main group{r} dave 0 0 COUNT 2
          XGROUP CREATE stream:empty group{r} $ MKSTREAM
          XADD stream:ids {r}000-1 a b
-         XADD stream:ids {r}000-* c d
+         7.0| XADD stream:ids {r}000-* c d
          XSETID stream:ids {r}000-500
          XDEL stream:ids {r}000-2
          XGROUP CREATE stream:main gone{r} 0
@@ -208,12 +280,13 @@ fn streams(client: &mut Client, round: u64) {
     let _ = client.ok(&["XDEL", "stream:main", "1-1"]);
 }
 
-fn derived_types(client: &mut Client, round: u64) {
+fn derived_types(client: &mut Client, known: Known, round: u64) {
     let mut add = vec!["PFADD".to_owned(), "hll:dense".to_owned()];
     add.extend((0..2000).map(|index| format!("{round}-{index}")));
     client.ok(&add);
     lines(
         client,
+        known,
         round,
         "PFADD hll:sparse a b c {r}
          PFMERGE hll:merged hll:sparse hll:dense
@@ -225,9 +298,10 @@ fn derived_types(client: &mut Client, round: u64) {
     );
 }
 
-fn expiries(client: &mut Client, round: u64) {
+fn expiries(client: &mut Client, known: Known, round: u64) {
     lines(
         client,
+        known,
         round,
         "SET ttl:ex:{r} v EX 90000
          SET ttl:px:{r} v PX 90000123
@@ -236,7 +310,7 @@ fn expiries(client: &mut Client, round: u64) {
          SET ttl:expire:{r} v
          EXPIRE ttl:expire:{r} 70000
          PEXPIRE ttl:expire:{r} 70000789
-         EXPIRE ttl:expire:{r} 60000 LT
+         7.0| EXPIRE ttl:expire:{r} 60000 LT
          RPUSH ttl:list a
          EXPIRE ttl:list 55555
          SET ttl:persisted v EX 5000
@@ -302,9 +376,10 @@ fn transaction(client: &mut Client, commands: &[&str]) {
     }
 }
 
-fn removals(client: &mut Client, round: u64) {
+fn removals(client: &mut Client, known: Known, round: u64) {
     lines(
         client,
+        known,
         round,
         "MSET gone:1 a gone:2 b gone:3 c gone:4 d
          DEL gone:1 gone:2
@@ -332,9 +407,10 @@ fn removals(client: &mut Client, round: u64) {
     client.ok(&restore);
 }
 
-fn across_databases(client: &mut Client, round: u64) {
+fn across_databases(client: &mut Client, known: Known, round: u64) {
     lines(
         client,
+        known,
         round,
         "SELECT 0
          SET move:{r} v EX 12345
@@ -367,14 +443,14 @@ fn functions(client: &mut Client, round: u64) {
 }
 
 /// Random writes on few keys, so that they meet: types change under one name, keys move between databases, and order
-/// matters. Replies may be errors (a wrong type); those write nothing.
+/// matters. Replies may be errors (a wrong type, a command that this server does not know); those write nothing.
 pub fn write_at_random(client: &mut Client, random: &mut Random, count: u64) {
     for _ in 0..count {
         let name = format!("random:{}", random.below(40));
         let other = format!("random:{}", random.below(40));
         let value = random.below(1000).to_string();
         let database = random.below(u64::from(DATABASES)).to_string();
-        let command: Vec<&str> = match random.below(24) {
+        let command: Vec<&str> = match random.below(26) {
             0 | 1 => vec!["SELECT", &database],
             2 => vec!["SET", &name, &value],
             3 => vec!["APPEND", &name, &value],
@@ -397,6 +473,8 @@ pub fn write_at_random(client: &mut Client, random: &mut Random, count: u64) {
             20 => vec!["PERSIST", &name],
             21 => vec!["SINTERSTORE", &name, &other, &name],
             22 => vec!["SETRANGE", &name, &value, &value],
+            23 => vec!["HEXPIRE", &name, "86400", "FIELDS", "1", &value],
+            24 => vec!["HPERSIST", &name, "FIELDS", "1", &value],
             _ => vec!["MULTI"],
         };
         if command == ["MULTI"] {
