@@ -29,6 +29,8 @@ mod loop_closes;
 mod stale_dump;
 // A server that waits for its seed at every start: a test for each row of the table of what it may hold.
 mod born_a_replica;
+// A process that forgot its id is known by itself.
+mod same_process;
 // A data set that its users emptied stays empty.
 mod emptied_on_purpose;
 // Real replicas of a master that died continue from the seeded one, or from one of them.
