@@ -33,6 +33,8 @@ mod born_a_replica;
 mod older_masters;
 // Fields of hashes that expire, and the payload format that carries them.
 mod fields_that_expire;
+// A process that forgot its id is known by itself.
+mod same_process;
 // A data set that its users emptied stays empty.
 mod emptied_on_purpose;
 // Real replicas of a master that died continue from the seeded one, or from one of them.
