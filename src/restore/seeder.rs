@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
@@ -20,8 +20,10 @@ use crate::clock::Clock;
 use crate::position::{Offset, Position, ReplicationId, Ticks};
 use crate::proto::handshake::{Auth, PsyncRequest};
 use crate::proto::master::{
-    Master, MasterEvent, MasterOptions, MasterOutput, Misuse, PsyncOffer, Readiness,
+    Master, MasterEvent, MasterOptions, MasterOutput, Misuse, PsyncOffer, Readiness, RefusedRequest,
 };
+use crate::server::net;
+use crate::server::tls::TlsServer;
 use crate::store::Store;
 
 /// Connections answered at the same time; more wait.
@@ -35,6 +37,10 @@ const ACK_MILLIS: u64 = 300_000;
 /// An RDB payload without keys that every version reads: magic, end, and a checksum of zeros, which says that
 /// there is none.
 const EMPTY_RDB: &[u8] = b"REDIS0006\xff\0\0\0\0\0\0\0\0";
+
+const WRONG_PASSWORD: &str =
+    "its masterauth is not what --seed-password-file holds: set it to the same password";
+const NO_PASSWORD: &str = "it says no password, and --seed-password-file asks for one: set its masterauth to the same password";
 
 /// What the listener serves.
 #[derive(Clone, Debug, Default)]
@@ -98,6 +104,19 @@ pub struct SeederOptions {
     pub announce: Option<(String, u16)>,
     /// What a replica must say. Required where `listen` is not loopback.
     pub auth: Option<Auth>,
+    /// How to answer servers that connect by TLS.
+    pub tls: Option<TlsServer>,
+}
+
+/// What kept servers from being let in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Turned {
+    /// How often, over all servers.
+    pub times: u32,
+    /// How often in a row for the same reason.
+    same: u32,
+    /// Who came last, and why it could not be let in.
+    pub last: String,
 }
 
 /// The listener.
@@ -106,6 +125,9 @@ pub struct Seeder {
     local: SocketAddr,
     announce: Option<(String, u16)>,
     serving: watch::Sender<Serving>,
+    turned: watch::Receiver<Turned>,
+    /// Said once that CONFIG GET is not allowed.
+    without_config: AtomicBool,
     task: JoinHandle<()>,
 }
 
@@ -124,13 +146,31 @@ impl Seeder {
         let listener = TcpListener::bind(options.listen).await?;
         let local = listener.local_addr()?;
         let serving = watch::Sender::new(Serving::Undecided);
-        let task = tokio::spawn(accept(listener, options.auth, serving.subscribe(), clock));
+        let (turned_away, turned) = watch::channel(Turned::default());
+        let door = Arc::new(Door {
+            auth: options.auth,
+            tls: options.tls,
+            turned_away,
+        });
+        let task = tokio::spawn(accept(listener, door, serving.subscribe(), clock));
         Ok(Self {
             local,
             announce: options.announce,
             serving,
+            turned,
+            without_config: AtomicBool::new(false),
             task,
         })
+    }
+
+    /// True the first time.
+    pub(super) fn first_time_without_config(&self) -> bool {
+        !self.without_config.swap(true, Ordering::Relaxed)
+    }
+
+    /// What kept servers from being let in so far.
+    pub fn turned_away(&self) -> Turned {
+        self.turned.borrow().clone()
     }
 
     /// Changes what is served.
@@ -194,9 +234,39 @@ impl Seeder {
     }
 }
 
+/// Who is let in.
+struct Door {
+    auth: Option<Auth>,
+    tls: Option<TlsServer>,
+    turned_away: watch::Sender<Turned>,
+}
+
+impl Door {
+    /// Servers come again each second: said the 1st, 2nd, 4th time.
+    fn turn_away(&self, peer: IpAddr, why: &str) {
+        self.turned_away.send_modify(|turned| {
+            let last = format!("a server at {peer} came, but {why}");
+            turned.same = if turned.last == last {
+                turned.same + 1
+            } else {
+                1
+            };
+            turned.times += 1;
+            turned.last = last;
+            if turned.same.is_power_of_two() {
+                tracing::warn!(
+                    attempt = turned.same,
+                    "seed address: {}: turned away",
+                    turned.last
+                );
+            }
+        });
+    }
+}
+
 async fn accept(
     listener: TcpListener,
-    auth: Option<Auth>,
+    door: Arc<Door>,
     serving: watch::Receiver<Serving>,
     clock: Arc<dyn Clock>,
 ) {
@@ -207,21 +277,21 @@ async fn accept(
         };
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let options = MasterOptions {
-                    auth: auth.clone(),
-                    handshake_timeout_ms: HANDSHAKE_MILLIS,
-                    ack_timeout_ms: ACK_MILLIS,
-                };
-                let connection = Connection {
-                    stream,
-                    core: Master::new(options, Readiness::Undecided, clock.ticks()),
-                    clock: Arc::clone(&clock),
-                    received: BytesMut::with_capacity(4096),
-                    wait_until: clock.ticks(),
-                };
-                let serving = serving.clone();
+                let (door, serving) = (Arc::clone(&door), serving.clone());
+                let clock = Arc::clone(&clock);
                 tokio::spawn(async move {
-                    connection.run(serving).await;
+                    match net::Connection::accept(stream, door.tls.as_ref()).await {
+                        Ok(stream) => {
+                            Connection::new(stream, peer.ip(), door, clock)
+                                .run(serving)
+                                .await;
+                        }
+                        // A probe, or a server that went away.
+                        Err(net::AcceptError::Io(error)) => {
+                            tracing::debug!(%peer, "seed connection: {error}");
+                        }
+                        Err(error) => door.turn_away(peer.ip(), &error.to_string()),
+                    }
                     tracing::debug!(%peer, "seed connection ended");
                     drop(slot);
                 });
@@ -232,7 +302,9 @@ async fn accept(
 }
 
 struct Connection {
-    stream: TcpStream,
+    stream: net::Connection,
+    peer: IpAddr,
+    door: Arc<Door>,
     core: Master,
     clock: Arc<dyn Clock>,
     received: BytesMut,
@@ -257,6 +329,23 @@ enum Ended {
 }
 
 impl Connection {
+    fn new(stream: net::Connection, peer: IpAddr, door: Arc<Door>, clock: Arc<dyn Clock>) -> Self {
+        let options = MasterOptions {
+            auth: door.auth.clone(),
+            handshake_timeout_ms: HANDSHAKE_MILLIS,
+            ack_timeout_ms: ACK_MILLIS,
+        };
+        Self {
+            stream,
+            peer,
+            door,
+            core: Master::new(options, Readiness::Undecided, clock.ticks()),
+            wait_until: clock.ticks(),
+            clock,
+            received: BytesMut::with_capacity(4096),
+        }
+    }
+
     async fn run(mut self, mut serving: watch::Receiver<Serving>) {
         loop {
             let offer = match self.handshake(&mut serving).await {
@@ -331,7 +420,15 @@ impl Connection {
             match self.drain().await? {
                 Some(MasterEvent::Psync(offer)) => return Ok(offer),
                 Some(MasterEvent::Refused(refused)) => {
-                    tracing::debug!("seed connection refused: {refused:?}");
+                    match refused {
+                        RefusedRequest::WrongPassword => {
+                            self.door.turn_away(self.peer, WRONG_PASSWORD);
+                        }
+                        RefusedRequest::NoPassword => {
+                            self.door.turn_away(self.peer, NO_PASSWORD);
+                        }
+                        refused => tracing::debug!("seed connection refused: {refused:?}"),
+                    }
                     continue;
                 }
                 Some(event) => {
@@ -365,8 +462,12 @@ impl Connection {
             match self.core.poll_output() {
                 MasterOutput::Send(bytes) => self.stream.write_all(&bytes).await?,
                 MasterOutput::Event(event) => return Ok(Some(event)),
-                MasterOutput::Close => return Err(Ended::Closed),
+                MasterOutput::Close => {
+                    self.stream.flush().await?;
+                    return Err(Ended::Closed);
+                }
                 MasterOutput::Wait { until } => {
+                    self.stream.flush().await?;
                     self.wait_until = until;
                     return Ok(None);
                 }
@@ -538,6 +639,7 @@ mod tests {
             listen: "127.0.0.1:0".parse().unwrap(),
             announce: announce.map(|(host, port)| (host.to_owned(), port)),
             auth: None,
+            tls: None,
         };
         Seeder::open(options, Arc::new(SystemClock::new()))
             .await
