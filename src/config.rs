@@ -153,6 +153,7 @@ impl RunSettings {
             ));
         }
         let shutdown_timeout = duration("shutdown-timeout", &self.shutdown_timeout)?;
+        let seed_tls = seed_tls(self.tls)?;
         Ok(RunOptions {
             redis,
             name,
@@ -161,7 +162,7 @@ impl RunSettings {
                 &self.seed_listen,
                 self.seed_announce,
                 self.seed_password,
-                seed_tls(self.tls)?,
+                seed_tls.clone(),
             )?,
             follow: FollowOptions {
                 seal: SealOptions {
@@ -171,6 +172,7 @@ impl RunSettings {
                 buffer_bytes,
                 ack: self.ack,
                 shutdown_millis: millis(shutdown_timeout),
+                tls: seed_tls,
             },
             shutdown_timeout,
         })

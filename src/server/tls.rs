@@ -263,6 +263,13 @@ fn client_hint(error: &Error) -> &'static str {
         Error::InvalidCertificate(
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
         ) => "the server's certificate is not valid yet: is this machine's clock right?",
+        // The verifier's own word for it is not exported.
+        Error::InvalidCertificate(CertificateError::Other(other))
+            if other.to_string().contains("CaUsedAsEndEntity") =>
+        {
+            "the server shows an authority's own certificate (CA:TRUE, as `openssl req -x509` makes it): have one signed \
+             by it for the server"
+        }
         Error::InvalidCertificate(_) => "the server's certificate cannot be verified",
         Error::AlertReceived(Alert::CertificateRequired) => CLIENT_CERTIFICATE_WANTED,
         // What servers with TLS 1.2 say to the same.

@@ -210,6 +210,37 @@ fn a_seed_certificate_that_the_server_refuses_is_said() {
     perennial.until_logged("not ready: seed failed");
 }
 
+/// The announced port answers by TLS too, or the server would stay read-only until somebody aborts.
+#[test]
+fn a_failover_that_picks_us_by_tls_aborts_cleanly() {
+    let Some(secured) = Secured::start(REDIS_7_0, &["--tls-replication", "yes"]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let ours = secured.ours.clone();
+    let flags = [
+        "--seed-cert-file",
+        &ours.certificate,
+        "--seed-key-file",
+        &ours.key,
+    ];
+    let mut perennial = secured.follow(&archive, &flags);
+    archive.until_durable();
+    let server = &secured.server;
+    let mut client = server.client();
+    client.line("SET before 1");
+    client.wait_until_stored(DEADLINE);
+    assert_eq!(client.line("FAILOVER").text(), "OK");
+    until("the failover has ended", DEADLINE, || {
+        let info = server.info("replication");
+        info["role"] == "master" && info["master_failover_state"] == "no-failover"
+    });
+    assert!(server.log().contains("Failover"), "{}", server.log());
+    client.line("SET after 1");
+    client.wait_until_stored(DEADLINE);
+    perennial.assert_healthy();
+}
+
 /// What a handshake that fails says; in each case it goes on trying.
 #[track_caller]
 fn says(mut perennial: Perennial, said: &[&str]) {
@@ -220,26 +251,23 @@ fn says(mut perennial: Perennial, said: &[&str]) {
 }
 
 #[test]
-fn an_unknown_authority_is_said() {
+fn an_unknown_authority_is_said_and_a_new_file_is_read() {
     let Some(secured) = Secured::start(REDIS_7_0, &["--tls-auth-clients", "no"]) else {
         return;
     };
     let other = Authority::new();
     let archive = Archive::new();
     let url = secured.url();
-    let flags = ["--redis-ca-file", &other.file()];
-    says(
-        Perennial::follow_url(&url, &archive, &flags),
-        &[
-            "an authority that is not trusted here",
-            "--redis-ca-file",
-            &url,
-        ],
-    );
-    // The right one needs no certificate of ours here.
-    let flags = ["--redis-ca-file", &secured.authority.file()];
-    let _perennial = Perennial::follow_url(&url, &archive, &flags);
+    let trusted = archive.beside("ca.pem");
+    std::fs::copy(other.file(), &trusted).unwrap();
+    let flags = ["--redis-ca-file", trusted.to_str().unwrap()];
+    let mut perennial = Perennial::follow_url(&url, &archive, &flags);
+    perennial.until_logged("an authority that is not trusted here");
+    perennial.until_logged(&url);
+    // The file is read again for each connection. Here nobody asks for a certificate of ours.
+    std::fs::copy(secured.authority.file(), &trusted).unwrap();
     archive.until_durable();
+    perennial.assert_healthy();
 }
 
 #[test]
@@ -256,6 +284,20 @@ fn another_name_is_said_and_can_be_given() {
     );
     let _perennial = secured.follow(&archive, &["--redis-server-name", "redis.test"]);
     archive.until_durable();
+}
+
+#[test]
+fn an_authority_that_is_the_server_itself_is_said() {
+    let authority = Authority::new();
+    let own = authority.own();
+    let Some(secured) = Secured::start_with(REDIS_7_0, authority, &own, &[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    says(
+        secured.follow(&archive, &[]),
+        &["an authority's own certificate"],
+    );
 }
 
 #[test]

@@ -31,6 +31,7 @@ impl Authority {
         let folder = tempfile::tempdir().unwrap();
         let certificate = params.self_signed(&key).unwrap();
         fs::write(folder.path().join("ca.pem"), certificate.pem()).unwrap();
+        fs::write(folder.path().join("ca.key"), key.serialize_pem()).unwrap();
         Self {
             issuer: Issuer::new(params, key),
             folder,
@@ -40,6 +41,14 @@ impl Authority {
     /// The authority's certificate.
     pub fn file(&self) -> String {
         text(&self.folder.path().join("ca.pem"))
+    }
+
+    /// The authority itself, as `openssl req -x509` makes it.
+    pub fn own(&self) -> Identity {
+        Identity {
+            certificate: self.file(),
+            key: text(&self.folder.path().join("ca.key")),
+        }
     }
 
     /// A certificate for these names and addresses.
