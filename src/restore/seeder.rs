@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
+use super::door::{Door, Turned};
 use super::source::{self, SourceError};
 use crate::archive::layout::ArchiveId;
 use crate::archive::plan::Plan;
@@ -20,7 +21,7 @@ use crate::clock::Clock;
 use crate::position::{Offset, Position, ReplicationId, Ticks};
 use crate::proto::handshake::{Auth, PsyncRequest};
 use crate::proto::master::{
-    Master, MasterEvent, MasterOptions, MasterOutput, Misuse, PsyncOffer, Readiness, RefusedRequest,
+    Master, MasterEvent, MasterOptions, MasterOutput, Misuse, PsyncOffer, Readiness,
 };
 use crate::server::net;
 use crate::server::tls::TlsServer;
@@ -37,10 +38,6 @@ const ACK_MILLIS: u64 = 300_000;
 /// An RDB payload without keys that every version reads: magic, end, and a checksum of zeros, which says that
 /// there is none.
 const EMPTY_RDB: &[u8] = b"REDIS0006\xff\0\0\0\0\0\0\0\0";
-
-const WRONG_PASSWORD: &str =
-    "its masterauth is not what --seed-password-file holds: set it to the same password";
-const NO_PASSWORD: &str = "it says no password, and --seed-password-file asks for one: set its masterauth to the same password";
 
 /// What the listener serves.
 #[derive(Clone, Debug, Default)]
@@ -108,17 +105,6 @@ pub struct SeederOptions {
     pub tls: Option<TlsServer>,
 }
 
-/// What kept servers from being let in.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Turned {
-    /// How often, over all servers.
-    pub times: u32,
-    /// How often in a row for the same reason.
-    same: u32,
-    /// Who came last, and why it could not be let in.
-    pub last: String,
-}
-
 /// The listener.
 #[derive(Debug)]
 pub struct Seeder {
@@ -146,12 +132,8 @@ impl Seeder {
         let listener = TcpListener::bind(options.listen).await?;
         let local = listener.local_addr()?;
         let serving = watch::Sender::new(Serving::Undecided);
-        let (turned_away, turned) = watch::channel(Turned::default());
-        let door = Arc::new(Door {
-            auth: options.auth,
-            tls: options.tls,
-            turned_away,
-        });
+        let door = Arc::new(Door::new(options.auth, options.tls));
+        let turned = door.turned_away();
         let task = tokio::spawn(accept(listener, door, serving.subscribe(), clock));
         Ok(Self {
             local,
@@ -169,7 +151,7 @@ impl Seeder {
     }
 
     /// What kept servers from being let in so far.
-    pub fn turned_away(&self) -> Turned {
+    pub(super) fn turned_away(&self) -> Turned {
         self.turned.borrow().clone()
     }
 
@@ -234,36 +216,6 @@ impl Seeder {
     }
 }
 
-/// Who is let in.
-struct Door {
-    auth: Option<Auth>,
-    tls: Option<TlsServer>,
-    turned_away: watch::Sender<Turned>,
-}
-
-impl Door {
-    /// Servers come again each second: said the 1st, 2nd, 4th time.
-    fn turn_away(&self, peer: IpAddr, why: &str) {
-        self.turned_away.send_modify(|turned| {
-            let last = format!("a server at {peer} came, but {why}");
-            turned.same = if turned.last == last {
-                turned.same + 1
-            } else {
-                1
-            };
-            turned.times += 1;
-            turned.last = last;
-            if turned.same.is_power_of_two() {
-                tracing::warn!(
-                    attempt = turned.same,
-                    "seed address: {}: turned away",
-                    turned.last
-                );
-            }
-        });
-    }
-}
-
 async fn accept(
     listener: TcpListener,
     door: Arc<Door>,
@@ -280,17 +232,9 @@ async fn accept(
                 let (door, serving) = (Arc::clone(&door), serving.clone());
                 let clock = Arc::clone(&clock);
                 tokio::spawn(async move {
-                    match net::Connection::accept(stream, door.tls.as_ref()).await {
-                        Ok(stream) => {
-                            Connection::new(stream, peer.ip(), door, clock)
-                                .run(serving)
-                                .await;
-                        }
-                        // A probe, or a server that went away.
-                        Err(net::AcceptError::Io(error)) => {
-                            tracing::debug!(%peer, "seed connection: {error}");
-                        }
-                        Err(error) => door.turn_away(peer.ip(), &error.to_string()),
+                    if let Some(stream) = door.open(stream, peer.ip()).await {
+                        let connection = Connection::new(stream, peer.ip(), door, clock);
+                        connection.run(serving).await;
                     }
                     tracing::debug!(%peer, "seed connection ended");
                     drop(slot);
@@ -420,15 +364,7 @@ impl Connection {
             match self.drain().await? {
                 Some(MasterEvent::Psync(offer)) => return Ok(offer),
                 Some(MasterEvent::Refused(refused)) => {
-                    match refused {
-                        RefusedRequest::WrongPassword => {
-                            self.door.turn_away(self.peer, WRONG_PASSWORD);
-                        }
-                        RefusedRequest::NoPassword => {
-                            self.door.turn_away(self.peer, NO_PASSWORD);
-                        }
-                        refused => tracing::debug!("seed connection refused: {refused:?}"),
-                    }
+                    self.door.refused(self.peer, &refused);
                     continue;
                 }
                 Some(event) => {

@@ -198,6 +198,8 @@ pub enum Connection {
 #[derive(Debug)]
 pub struct Encrypted {
     stream: TlsStream<TcpStream>,
+    /// Says what a person can change about an error, by who began the connection.
+    explain: fn(io::Error) -> io::Error,
     /// The peer has said something. Until then a failure is its answer to our handshake: with TLS 1.3 a server
     /// refuses a client's certificate only after the client is through.
     heard: bool,
@@ -260,6 +262,7 @@ impl Connection {
             .map_err(tls::explain_as_client)?;
         Ok(Self::Tls(Box::new(Encrypted {
             stream: stream.into(),
+            explain: tls::explain_as_client,
             heard: false,
         })))
     }
@@ -285,6 +288,7 @@ impl Connection {
                         .map_err(|error| AcceptError::Handshake(tls::explain_as_server(error)))?;
                     Ok(Self::Tls(Box::new(Encrypted {
                         stream: stream.into(),
+                        explain: tls::explain_as_server,
                         heard: true,
                     })))
                 }
@@ -357,7 +361,7 @@ impl Encrypted {
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe if !self.heard => {
                 Err(refused_us("reset"))
             }
-            _ => Err(tls::explain_as_client(error)),
+            _ => Err((self.explain)(error)),
         }
     }
 }
