@@ -26,6 +26,8 @@ const UNASKED: Duration = Duration::from_secs(20);
 /// A server that is turned away at the seed address this often, without one that is let in, will not come in.
 /// They try each second; another server with the wrong password does not stand in the way of the right one.
 const TURNED_AWAY_MAX: u32 = 3;
+/// And not before this: the right one may come a second later than the others.
+const TURNED_AWAY_AFTER: Duration = Duration::from_secs(2);
 /// How long emptying a server may take that could not apply everything.
 const TAKE_BACK: Duration = Duration::from_secs(60);
 /// Connections that may break before a seed is given up: the server comes again by itself.
@@ -72,6 +74,15 @@ pub enum SeedError {
     /// It is too old for the payload, or of another kind.
     #[error("{0}; nothing was done to the server")]
     Unreadable(UnreadablePayload),
+    /// It lacks the module of what the payload begins with, and would end itself over it.
+    #[error(
+        "the archive's payload begins with data of the module type {module_type}, and the server has no module \
+         loaded: it would end itself; load the module; nothing was done to the server"
+    )]
+    NoModule {
+        /// The type, as modules register it.
+        module_type: String,
+    },
     /// The archive's payload cannot be read.
     #[error("the archive's snapshot cannot be read: {0}")]
     Source(#[from] SourceError),
@@ -94,7 +105,7 @@ pub enum SeedError {
         likely: String,
     },
     /// The server went away in the middle.
-    #[error("the server died while it was filled: {error}; {likely}")]
+    #[error("the server went away while it was filled, it has probably died: {error}; {likely}")]
     Died {
         /// What was seen.
         error: ControlError,
@@ -324,10 +335,11 @@ impl Seed<'_> {
     /// Why a server that has not asked yet will not do so.
     fn cannot_come(&self, began: Ticks, now: Ticks, turned_before: u32) -> Option<SeedError> {
         let turned = self.seeder.turned_away();
-        if turned.times.saturating_sub(turned_before) >= TURNED_AWAY_MAX {
+        let times = turned.times.saturating_sub(turned_before);
+        let waited = Duration::from_millis(now.since(began));
+        if times >= TURNED_AWAY_MAX && waited > TURNED_AWAY_AFTER {
             return Some(SeedError::TurnedAway { why: turned.last });
         }
-        let waited = Duration::from_millis(now.since(began));
         (self.approach == Approach::TakeOver && waited > UNASKED).then_some(SeedError::Unreachable)
     }
 

@@ -171,8 +171,17 @@ fn a_relaxed_valkey_may_try() {
     perennial.assert_healthy();
 }
 
-/// A payload with a value of a module that nobody has, in the place of the archive's snapshot.
-fn put_a_module_value_into(archive: &Archive) {
+/// The id of the module type `TestTyp-A`, version 1, as payloads spell it.
+fn module_type() -> Vec<u8> {
+    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let name = "TestTyp-A".bytes().fold(0_u64, |id, byte| {
+        id << 6 | alphabet.iter().position(|known| *known == byte).unwrap() as u64
+    });
+    [&[0x81][..], &(name << 10 | 1).to_be_bytes()].concat()
+}
+
+/// Another payload in the place of the archive's snapshot.
+fn replace_payload(archive: &Archive, payload: Vec<u8>) {
     let objects = archive.objects();
     let (name, path) = objects
         .iter()
@@ -193,15 +202,6 @@ fn put_a_module_value_into(archive: &Archive) {
         timeline: seq,
         id,
     };
-    // Database 0, the key `m` of type 7, the id of the type `TestTyp-A` version 1, one unsigned number, the end.
-    let type_id = "TestTyp-A".bytes().fold(0_u64, |id, byte| {
-        let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-        id << 6 | alphabet.iter().position(|known| *known == byte).unwrap() as u64
-    }) << 10
-        | 1;
-    let mut payload = b"REDIS0010\xfe\x00\x07\x01m\x81".to_vec();
-    payload.extend_from_slice(&type_id.to_be_bytes());
-    payload.extend_from_slice(b"\x02\x01\x00\xff\0\0\0\0\0\0\0\0");
     let mut builder = SnapshotBuilder::new(offset, at);
     builder.push(payload.into());
     let mut compressor = Compressor::new();
@@ -218,12 +218,18 @@ fn a_missing_module_is_named(kind: Kind) {
     let Some(archive) = archived(REDIS_7_0) else {
         return;
     };
-    put_a_module_value_into(&archive);
+    // Database 0, the key `m` of type 7, one unsigned number, the end.
+    let value = [
+        b"REDIS0010\xfe\x00\x07\x01m",
+        &module_type()[..],
+        b"\x02\x01\x00\xff",
+    ];
+    replace_payload(&archive, [&value.concat()[..], &[0; 8]].concat());
     let Some(mut server) = kind.start(&[]) else {
         return;
     };
     let mut perennial = Perennial::follow_url(&server.url(), &archive, &[]);
-    perennial.until_logged("not ready: seed failed: the server died while it was filled");
+    perennial.until_logged("not ready: seed failed: the server went away while it was filled");
     perennial.until_logged("it lacks a module whose types are in the data (it has ");
     assert!(
         server.log().contains("no matching module type"),
@@ -246,6 +252,32 @@ fn a_missing_module_is_named_redis_7_0() {
 #[test]
 fn a_missing_module_is_named_valkey_9_1() {
     a_missing_module_is_named(VALKEY_9_1);
+}
+
+/// What modules keep beside the keys comes first in a payload, where it is seen: the server is left alone.
+#[test]
+fn a_missing_module_at_the_head_is_told_beforehand() {
+    for kind in [REDIS_7_0, VALKEY_9_1] {
+        let Some(archive) = archived(REDIS_7_0) else {
+            return;
+        };
+        // An auxiliary field, then data of the module type: when, one unsigned number, the end.
+        let aux = [
+            b"REDIS0010\xfa\x01a\x01b\xf7",
+            &module_type()[..],
+            b"\x02\x01\x02\x01\x00\xff",
+        ];
+        replace_payload(&archive, [&aux.concat()[..], &[0; 8]].concat());
+        let Some(server) = kind.start(&[]) else {
+            return;
+        };
+        let mut perennial = Perennial::follow_url(&server.url(), &archive, &[]);
+        perennial.until_logged("not ready: seed failed: the archive's payload begins with data of the module type TestTyp-A");
+        perennial.until_logged("attempt=2");
+        assert!(server.is_master());
+        assert_eq!(server.keys(), Some(0));
+        perennial.assert_healthy();
+    }
 }
 
 /// A replica takes everything whatever its maxmemory; what it does as a master is its own policy. Said beforehand.
