@@ -2,13 +2,15 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::decide::Policy;
 use crate::follow::{AckMode, FollowOptions, SealOptions};
 use crate::proto::handshake::Auth;
 use crate::restore::seeder::SeederOptions;
-use crate::server::net::Address;
+use crate::server::net::{Address, Endpoint};
+use crate::server::tls::{IdentityFiles, TlsClient, TlsServer};
 
 /// What `perennial run` was told, as typed.
 #[derive(Clone, Debug)]
@@ -39,6 +41,27 @@ pub struct RunSettings {
     pub buffer_bytes: String,
     /// `--shutdown-timeout`
     pub shutdown_timeout: String,
+    /// Everything about TLS.
+    pub tls: TlsSettings,
+}
+
+/// What `perennial run` was told about TLS, as typed.
+#[derive(Clone, Debug, Default)]
+pub struct TlsSettings {
+    /// `--redis-ca-file`
+    pub redis_ca_file: Option<PathBuf>,
+    /// `--redis-cert-file`
+    pub redis_cert_file: Option<PathBuf>,
+    /// `--redis-key-file`
+    pub redis_key_file: Option<PathBuf>,
+    /// `--redis-server-name`
+    pub redis_server_name: Option<String>,
+    /// `--seed-cert-file`
+    pub seed_cert_file: Option<PathBuf>,
+    /// `--seed-key-file`
+    pub seed_key_file: Option<PathBuf>,
+    /// `--seed-client-ca-file`
+    pub seed_client_ca_file: Option<PathBuf>,
 }
 
 /// What `perennial run` needs, checked.
@@ -103,6 +126,7 @@ impl RunSettings {
                 "a user without a password: write user:password@, or give --redis-password-file",
             ));
         }
+        encrypt(&mut redis, &self.tls)?;
         let name = self.name.filter(|name| !name.is_empty());
         if name
             .as_ref()
@@ -129,11 +153,17 @@ impl RunSettings {
             ));
         }
         let shutdown_timeout = duration("shutdown-timeout", &self.shutdown_timeout)?;
+        let seed_tls = seed_tls(self.tls)?;
         Ok(RunOptions {
             redis,
             name,
             seed: self.seed,
-            seeder: seeder(&self.seed_listen, self.seed_announce, self.seed_password)?,
+            seeder: seeder(
+                &self.seed_listen,
+                self.seed_announce,
+                self.seed_password,
+                seed_tls.clone(),
+            )?,
             follow: FollowOptions {
                 seal: SealOptions {
                     interval_millis: millis(interval).max(1),
@@ -142,6 +172,7 @@ impl RunSettings {
                 buffer_bytes,
                 ack: self.ack,
                 shutdown_millis: millis(shutdown_timeout),
+                tls: seed_tls,
             },
             shutdown_timeout,
         })
@@ -152,6 +183,7 @@ fn seeder(
     listen: &str,
     announce: Option<String>,
     password: Option<String>,
+    tls: Option<TlsServer>,
 ) -> Result<SeederOptions, BadSetting> {
     let listen: SocketAddr = listen.parse().map_err(|_| {
         bad(
@@ -185,7 +217,78 @@ fn seeder(
         listen,
         announce,
         auth,
+        tls,
     })
+}
+
+/// Gives an address of `rediss://` its certificates; refuses them for any other.
+fn encrypt(redis: &mut Address, settings: &TlsSettings) -> Result<(), BadSetting> {
+    let given = [
+        ("redis-ca-file", settings.redis_ca_file.is_some()),
+        ("redis-cert-file", settings.redis_cert_file.is_some()),
+        ("redis-key-file", settings.redis_key_file.is_some()),
+        ("redis-server-name", settings.redis_server_name.is_some()),
+    ];
+    let Endpoint::Tls { host, tls, .. } = &mut redis.endpoint else {
+        // Whoever gives a certificate means TLS: never without it by a letter left out.
+        return match given.iter().find(|(_, given)| *given) {
+            Some((flag, _)) => Err(bad(
+                flag,
+                "is for TLS: write --redis rediss://host:port, with the server's tls-port",
+            )),
+            None => Ok(()),
+        };
+    };
+    *tls = TlsClient {
+        ca_file: settings.redis_ca_file.clone(),
+        identity: identity(
+            ("redis-cert-file", settings.redis_cert_file.clone()),
+            ("redis-key-file", settings.redis_key_file.clone()),
+        )?,
+        server_name: settings.redis_server_name.clone(),
+    };
+    tls.name_for(host)
+        .map_err(|error| bad("redis-server-name", error))?;
+    let flag = match tls.identity {
+        Some(_) => "redis-cert-file",
+        None => "redis-ca-file",
+    };
+    tls.load().map_err(|error| bad(flag, error)).map(drop)
+}
+
+fn seed_tls(settings: TlsSettings) -> Result<Option<TlsServer>, BadSetting> {
+    let identity = identity(
+        ("seed-cert-file", settings.seed_cert_file),
+        ("seed-key-file", settings.seed_key_file),
+    )?;
+    let Some(identity) = identity else {
+        return match settings.seed_client_ca_file {
+            Some(_) => Err(bad(
+                "seed-client-ca-file",
+                "needs --seed-cert-file and --seed-key-file: our own certificate for servers that connect by TLS",
+            )),
+            None => Ok(None),
+        };
+    };
+    let tls = TlsServer {
+        identity,
+        client_ca_file: settings.seed_client_ca_file,
+    };
+    tls.load().map_err(|error| bad("seed-cert-file", error))?;
+    Ok(Some(tls))
+}
+
+type NamedFile = (&'static str, Option<PathBuf>);
+
+/// A certificate and its key: both or none.
+fn identity(certificate: NamedFile, key: NamedFile) -> Result<Option<IdentityFiles>, BadSetting> {
+    match (certificate, key) {
+        ((_, Some(certificate)), (_, Some(key))) => Ok(Some(IdentityFiles { certificate, key })),
+        ((_, None), (_, None)) => Ok(None),
+        ((flag, Some(_)), (missing, None)) | ((missing, None), (flag, Some(_))) => {
+            Err(bad(flag, format!("needs --{missing} beside it")))
+        }
+    }
 }
 
 fn bytes(flag: &'static str, text: &str, at_least: u64) -> Result<u64, BadSetting> {
@@ -229,6 +332,7 @@ mod tests {
             flush_bytes: "8MiB".into(),
             buffer_bytes: "32MiB".into(),
             shutdown_timeout: "20s".into(),
+            tls: TlsSettings::default(),
         }
     }
 
@@ -259,6 +363,48 @@ mod tests {
         assert!(check(|s| s.seed_listen = "6390".into()).contains("127.0.0.1:6390"));
         assert!(check(|s| s.seed_listen = "0.0.0.0:6390".into()).contains("--seed-password"));
         assert!(check(|s| s.seed_announce = Some("host".into())).contains("HOST:PORT"));
+    }
+
+    #[test]
+    fn certificates_go_with_tls_and_with_their_keys() {
+        let check = |change: fn(&mut RunSettings)| {
+            let mut settings = settings();
+            change(&mut settings);
+            settings.check().unwrap_err().to_string()
+        };
+        let file = || Some(PathBuf::from("/nowhere.pem"));
+        let plain = check(|s| s.tls.redis_ca_file = Some("/nowhere.pem".into()));
+        assert!(
+            plain.starts_with("--redis-ca-file: ") && plain.contains("rediss://"),
+            "{plain}"
+        );
+        let alone = check(|s| {
+            s.redis = "rediss://host".into();
+            s.tls.redis_cert_file = Some("/nowhere.pem".into());
+        });
+        assert!(alone.contains("--redis-key-file"), "{alone}");
+        let nowhere = check(|s| {
+            s.redis = "rediss://host".into();
+            s.tls.redis_ca_file = Some("/nowhere.pem".into());
+        });
+        assert!(
+            nowhere.starts_with("--redis-ca-file: /nowhere.pem"),
+            "{nowhere}"
+        );
+        let named = check(|s| {
+            s.redis = "rediss://host".into();
+            s.tls.redis_server_name = Some("a b".into());
+        });
+        assert!(named.starts_with("--redis-server-name: "), "{named}");
+        let alone = check(|s| s.tls.seed_key_file = Some("/nowhere.pem".into()));
+        assert!(alone.contains("--seed-cert-file"), "{alone}");
+        let alone = check(|s| s.tls.seed_client_ca_file = Some("/nowhere.pem".into()));
+        assert!(alone.contains("--seed-cert-file"), "{alone}");
+        let mut settings = settings();
+        settings.tls.seed_cert_file = file();
+        settings.tls.seed_key_file = file();
+        let nowhere = settings.check().unwrap_err().to_string();
+        assert!(nowhere.contains("/nowhere.pem"), "{nowhere}");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::layout::{Object, ObjectName, UNIX_MILLIS_MAX};
 use super::pieces::Pieces;
 use crate::position::{Offset, ReplicationId, TimelineSeq, UnixMillis};
 
-pub use head::{RDB_HEAD_BYTES_MAX, RdbHead, RdbMagic, read_head};
+pub use head::{RDB_HEAD_BYTES_MAX, RdbHead, RdbMagic, leading_module_type, read_head};
 pub use reader::{SnapshotReadError, SnapshotReader};
 
 /// The length of the checksum at the end of an RDB payload, in bytes.

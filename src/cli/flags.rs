@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::Exit;
-use crate::config::RunSettings;
+use crate::config::{RunSettings, TlsSettings};
 use crate::decide::Policy;
 use crate::follow::AckMode;
 
@@ -183,7 +183,7 @@ To close the moment between an empty start and the seed, let the server be born 
 On SIGTERM it goes on until the master closes the link or --shutdown-timeout is near, stores the rest and exits \
 with 0. A second signal ends it at once.")]
 pub struct RunArguments {
-    /// The server: redis://[user:password@]host:port or unix:///path
+    /// The server: redis://[user:password@]host:port, rediss://... for TLS, or unix:///path
     #[arg(
         long,
         env = "PERENNIAL_REDIS",
@@ -202,6 +202,43 @@ pub struct RunArguments {
         value_name = "FILE"
     )]
     pub redis_password_file: Option<PathBuf>,
+
+    /// With rediss://, the authorities to trust, PEM; those of the system if left out
+    #[arg(
+        long,
+        env = "PERENNIAL_REDIS_CA_FILE",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub redis_ca_file: Option<PathBuf>,
+
+    /// With rediss://, our client certificate with its chain, PEM; servers want one unless tls-auth-clients
+    /// is off
+    #[arg(
+        long,
+        env = "PERENNIAL_REDIS_CERT_FILE",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub redis_cert_file: Option<PathBuf>,
+
+    /// The key of --redis-cert-file, PEM
+    #[arg(
+        long,
+        env = "PERENNIAL_REDIS_KEY_FILE",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub redis_key_file: Option<PathBuf>,
+
+    /// With rediss://, the name that the server's certificate must bear; the URL's host if left out
+    #[arg(
+        long,
+        env = "PERENNIAL_REDIS_SERVER_NAME",
+        hide_env_values = true,
+        value_name = "NAME"
+    )]
+    pub redis_server_name: Option<String>,
 
     /// Where the archive lies: file:///absolute/directory
     #[arg(
@@ -253,6 +290,33 @@ pub struct RunArguments {
         value_name = "FILE"
     )]
     pub seed_password_file: Option<PathBuf>,
+
+    /// Our certificate for servers that connect to the seed address by TLS (tls-replication yes), PEM
+    #[arg(
+        long,
+        env = "PERENNIAL_SEED_CERT_FILE",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub seed_cert_file: Option<PathBuf>,
+
+    /// The key of --seed-cert-file, PEM
+    #[arg(
+        long,
+        env = "PERENNIAL_SEED_KEY_FILE",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub seed_key_file: Option<PathBuf>,
+
+    /// Let in at the seed address only servers that show a certificate of these authorities, PEM
+    #[arg(
+        long,
+        env = "PERENNIAL_SEED_CLIENT_CA_FILE",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub seed_client_ca_file: Option<PathBuf>,
 
     /// What is acknowledged to the master
     #[arg(long, env = "PERENNIAL_ACK", hide_env_values = true, value_enum, default_value_t = AckFlag::Durable)]
@@ -327,6 +391,15 @@ impl RunArguments {
             flush_bytes: self.flush_bytes,
             buffer_bytes: self.buffer_bytes,
             shutdown_timeout: self.shutdown_timeout,
+            tls: TlsSettings {
+                redis_ca_file: self.redis_ca_file,
+                redis_cert_file: self.redis_cert_file,
+                redis_key_file: self.redis_key_file,
+                redis_server_name: self.redis_server_name,
+                seed_cert_file: self.seed_cert_file,
+                seed_key_file: self.seed_key_file,
+                seed_client_ca_file: self.seed_client_ca_file,
+            },
         })
     }
 }

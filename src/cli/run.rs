@@ -106,7 +106,10 @@ pub async fn run(
             }
             Round::Later(said) => pace.next(&said),
             Round::AfterSeed(error) => {
-                tracing::error!(failed = runner.seeds_failed, "seed failed: {error}");
+                tracing::error!(
+                    attempt = runner.seeds_failed,
+                    "not ready: seed failed: {error}; trying again"
+                );
                 jittered(backoff(
                     SEED_RETRY_FIRST,
                     SEED_RETRY_MAX,

@@ -15,6 +15,8 @@ use tokio::task::JoinHandle;
 
 use crate::clock::Clock;
 use crate::proto::master::{Master, MasterEvent, MasterOptions, MasterOutput, Readiness};
+use crate::server::net::{AcceptError, Connection};
+use crate::server::tls::TlsServer;
 
 /// Connections answered at the same time; more wait.
 const CONNECTIONS_MAX: usize = 32;
@@ -32,16 +34,17 @@ pub struct AnnouncedPort {
 }
 
 impl AnnouncedPort {
-    /// Listens on a free port of `ip`.
+    /// Listens on a free port of `ip`. A master with `tls-replication yes` comes by TLS; without `tls` it finds
+    /// nobody, and its `FAILOVER` goes on until somebody aborts it.
     ///
     /// # Errors
     /// What the system says.
-    pub fn open(ip: IpAddr, clock: Arc<dyn Clock>) -> io::Result<Self> {
+    pub fn open(ip: IpAddr, tls: Option<TlsServer>, clock: Arc<dyn Clock>) -> io::Result<Self> {
         let listener = std::net::TcpListener::bind(SocketAddr::new(ip, 0))?;
         listener.set_nonblocking(true)?;
         let port = listener.local_addr()?.port();
         let listener = TcpListener::from_std(listener)?;
-        let task = tokio::spawn(accept(listener, clock));
+        let task = tokio::spawn(accept(listener, tls.map(Arc::new), clock));
         Ok(Self { ip, port, task })
     }
 
@@ -62,7 +65,7 @@ impl Drop for AnnouncedPort {
     }
 }
 
-async fn accept(listener: TcpListener, clock: Arc<dyn Clock>) {
+async fn accept(listener: TcpListener, tls: Option<Arc<TlsServer>>, clock: Arc<dyn Clock>) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
@@ -70,10 +73,13 @@ async fn accept(listener: TcpListener, clock: Arc<dyn Clock>) {
         };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let clock = Arc::clone(&clock);
+                let (tls, clock) = (tls.clone(), Arc::clone(&clock));
                 tokio::spawn(async move {
                     let limit = Duration::from_millis(CONNECTION_MILLIS_MAX);
-                    let _ = tokio::time::timeout(limit, refuse(stream, &*clock)).await;
+                    let refused = refuse(stream, tls.as_deref(), &*clock);
+                    if let Ok(Err(error)) = tokio::time::timeout(limit, refused).await {
+                        tracing::debug!("announced port: {error}");
+                    }
                     drop(slot);
                 });
             }
@@ -83,7 +89,12 @@ async fn accept(listener: TcpListener, clock: Arc<dyn Clock>) {
     }
 }
 
-async fn refuse(mut stream: TcpStream, clock: &dyn Clock) -> io::Result<()> {
+async fn refuse(
+    stream: TcpStream,
+    tls: Option<&TlsServer>,
+    clock: &dyn Clock,
+) -> Result<(), AcceptError> {
+    let mut stream = Connection::accept(stream, tls).await?;
     let options = MasterOptions {
         auth: None,
         handshake_timeout_ms: CONNECTION_MILLIS_MAX,
@@ -101,10 +112,11 @@ async fn refuse(mut stream: TcpStream, clock: &dyn Clock) -> io::Result<()> {
                     }
                 }
                 MasterOutput::Event(_) => {}
-                MasterOutput::Close => return Ok(()),
+                MasterOutput::Close => return Ok(stream.flush().await?),
                 MasterOutput::Wait { .. } => break,
             }
         }
+        stream.flush().await?;
         if stream.read_buf(&mut received).await? == 0 {
             return Ok(());
         }

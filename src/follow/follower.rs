@@ -27,6 +27,7 @@ use crate::proto::resp::Malformed;
 use crate::server::control::{Control, ControlError};
 use crate::server::info::{Info, MissingField};
 use crate::server::net::Address;
+use crate::server::tls::TlsServer;
 use crate::store::catalog::Loaded;
 use crate::store::{Store, StoreError, catalog};
 
@@ -60,6 +61,8 @@ pub struct FollowOptions {
     pub ack: AckMode,
     /// How long to go on after being told to stop, milliseconds, the last uploads included.
     pub shutdown_millis: u64,
+    /// How the announced port answers a master that comes by TLS.
+    pub tls: Option<TlsServer>,
 }
 
 /// Why following ended. Each but the last two is tried again.
@@ -463,10 +466,11 @@ impl Follower {
     ) -> Result<(Link, Reply, bool), FollowEnd> {
         let options = self.replica_options(psync);
         let (announced, clock) = (&mut self.announced, Arc::clone(&self.clock));
+        let tls = self.options.tls.clone();
         let listening_port = |connection: &crate::server::net::Connection| {
             let ip = connection.local_ip()?;
             if announced.as_ref().is_none_or(|port| port.ip() != ip) {
-                *announced = AnnouncedPort::open(ip, clock)
+                *announced = AnnouncedPort::open(ip, tls, clock)
                     .inspect_err(|error| {
                         tracing::warn!("cannot listen on {ip} for the announced port: {error}")
                     })

@@ -27,6 +27,8 @@ pub struct Link {
     clock: Arc<dyn Clock>,
     buffer: BytesMut,
     outgoing: BytesMut,
+    /// Something was to be sent and is not known to have left the connection.
+    unsent: bool,
     events: VecDeque<Event>,
     wait_until: Ticks,
     closed: bool,
@@ -55,6 +57,7 @@ impl Link {
             clock,
             buffer: BytesMut::new(),
             outgoing: BytesMut::new(),
+            unsent: false,
             events: VecDeque::new(),
             wait_until: Ticks(0),
             closed: false,
@@ -67,7 +70,10 @@ impl Link {
     fn drain(&mut self) {
         loop {
             match self.core.poll_output() {
-                Output::Send(bytes) if !self.muted => self.outgoing.extend_from_slice(&bytes),
+                Output::Send(bytes) if !self.muted => {
+                    self.outgoing.extend_from_slice(&bytes);
+                    self.unsent = true;
+                }
                 Output::Send(_) => {}
                 Output::Event(event) => self.events.push_back(event),
                 Output::Wait { until } => {
@@ -99,12 +105,11 @@ impl Link {
                 self.drain();
             }
             let until = Duration::from_millis(self.wait_until.since(self.clock.ticks()));
-            let sending = !self.outgoing.is_empty();
             tokio::select! {
                 biased;
-                written = self.writer.write(&self.outgoing), if sending => match written {
-                    Ok(bytes) if bytes > 0 => self.outgoing.advance(bytes),
-                    _ => self.mute(),
+                sent = send(&mut self.writer, &mut self.outgoing), if self.unsent => match sent {
+                    Ok(()) => self.unsent = false,
+                    Err(_) => self.mute(),
                 },
                 received = self.reader.read_buf(&mut self.buffer), if read && !self.closed => {
                     match received {
@@ -124,6 +129,7 @@ impl Link {
     /// The end of the connection, orderly or not: all closes of real masters are orderly (facts 1.7).
     fn lost(&mut self) {
         self.closed = true;
+        self.unsent = false;
         self.outgoing.clear();
         self.core.closed();
     }
@@ -131,19 +137,25 @@ impl Link {
     /// The server reads no more. What it sent before can still be read (`protocol-facts` 2.7).
     fn mute(&mut self) {
         self.muted = true;
+        self.unsent = false;
         self.outgoing.clear();
     }
 
     /// Sends what is still to be sent, for a moment, before the link is closed.
     pub async fn flush(&mut self) {
-        let _ = tokio::time::timeout(Duration::from_secs(1), async {
-            while !self.outgoing.is_empty() {
-                match self.writer.write(&self.outgoing).await {
-                    Ok(bytes) if bytes > 0 => self.outgoing.advance(bytes),
-                    _ => self.mute(),
-                }
-            }
-        })
-        .await;
+        let sending = send(&mut self.writer, &mut self.outgoing);
+        let _ = tokio::time::timeout(Duration::from_secs(1), sending).await;
     }
+}
+
+/// Sends all of `outgoing`, out of the connection's own buffer as well. Cancel safe: what is left stays there.
+async fn send(writer: &mut WriteHalf<Connection>, outgoing: &mut BytesMut) -> io::Result<()> {
+    while !outgoing.is_empty() {
+        let bytes = writer.write(outgoing).await?;
+        if bytes == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        outgoing.advance(bytes);
+    }
+    writer.flush().await
 }

@@ -9,7 +9,7 @@ use crate::position::{Offset, ReplicationId};
 /// A name and password for AUTH.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Auth {
-    /// The ACL user (6.0+); `None` for the default user.
+    /// The ACL user (6.0+). `None`: the default user where we say it, whatever user where we are told it.
     pub user: Option<String>,
     /// The password. Never printed.
     pub password: String,

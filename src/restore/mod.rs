@@ -1,5 +1,7 @@
 //! From the store to a server: a plan's bytes, checked on the way, into a running server or into files.
 
+mod door;
+mod refusal;
 pub mod seeder;
 pub mod source;
 pub mod to_dir;

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
+use super::door::{Door, Turned};
 use super::source::{self, SourceError};
 use crate::archive::layout::ArchiveId;
 use crate::archive::plan::Plan;
@@ -22,6 +23,8 @@ use crate::proto::handshake::{Auth, PsyncRequest};
 use crate::proto::master::{
     Master, MasterEvent, MasterOptions, MasterOutput, Misuse, PsyncOffer, Readiness,
 };
+use crate::server::net;
+use crate::server::tls::TlsServer;
 use crate::store::Store;
 
 /// Connections answered at the same time; more wait.
@@ -98,6 +101,8 @@ pub struct SeederOptions {
     pub announce: Option<(String, u16)>,
     /// What a replica must say. Required where `listen` is not loopback.
     pub auth: Option<Auth>,
+    /// How to answer servers that connect by TLS.
+    pub tls: Option<TlsServer>,
 }
 
 /// The listener.
@@ -106,6 +111,9 @@ pub struct Seeder {
     local: SocketAddr,
     announce: Option<(String, u16)>,
     serving: watch::Sender<Serving>,
+    turned: watch::Receiver<Turned>,
+    /// Said once that CONFIG GET is not allowed.
+    without_config: AtomicBool,
     task: JoinHandle<()>,
 }
 
@@ -124,13 +132,27 @@ impl Seeder {
         let listener = TcpListener::bind(options.listen).await?;
         let local = listener.local_addr()?;
         let serving = watch::Sender::new(Serving::Undecided);
-        let task = tokio::spawn(accept(listener, options.auth, serving.subscribe(), clock));
+        let door = Arc::new(Door::new(options.auth, options.tls));
+        let turned = door.turned_away();
+        let task = tokio::spawn(accept(listener, door, serving.subscribe(), clock));
         Ok(Self {
             local,
             announce: options.announce,
             serving,
+            turned,
+            without_config: AtomicBool::new(false),
             task,
         })
+    }
+
+    /// True the first time.
+    pub(super) fn first_time_without_config(&self) -> bool {
+        !self.without_config.swap(true, Ordering::Relaxed)
+    }
+
+    /// What kept servers from being let in so far.
+    pub(super) fn turned_away(&self) -> Turned {
+        self.turned.borrow().clone()
     }
 
     /// Changes what is served.
@@ -196,7 +218,7 @@ impl Seeder {
 
 async fn accept(
     listener: TcpListener,
-    auth: Option<Auth>,
+    door: Arc<Door>,
     serving: watch::Receiver<Serving>,
     clock: Arc<dyn Clock>,
 ) {
@@ -207,21 +229,13 @@ async fn accept(
         };
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let options = MasterOptions {
-                    auth: auth.clone(),
-                    handshake_timeout_ms: HANDSHAKE_MILLIS,
-                    ack_timeout_ms: ACK_MILLIS,
-                };
-                let connection = Connection {
-                    stream,
-                    core: Master::new(options, Readiness::Undecided, clock.ticks()),
-                    clock: Arc::clone(&clock),
-                    received: BytesMut::with_capacity(4096),
-                    wait_until: clock.ticks(),
-                };
-                let serving = serving.clone();
+                let (door, serving) = (Arc::clone(&door), serving.clone());
+                let clock = Arc::clone(&clock);
                 tokio::spawn(async move {
-                    connection.run(serving).await;
+                    if let Some(stream) = door.open(stream, peer.ip()).await {
+                        let connection = Connection::new(stream, peer.ip(), door, clock);
+                        connection.run(serving).await;
+                    }
                     tracing::debug!(%peer, "seed connection ended");
                     drop(slot);
                 });
@@ -232,7 +246,9 @@ async fn accept(
 }
 
 struct Connection {
-    stream: TcpStream,
+    stream: net::Connection,
+    peer: IpAddr,
+    door: Arc<Door>,
     core: Master,
     clock: Arc<dyn Clock>,
     received: BytesMut,
@@ -257,6 +273,23 @@ enum Ended {
 }
 
 impl Connection {
+    fn new(stream: net::Connection, peer: IpAddr, door: Arc<Door>, clock: Arc<dyn Clock>) -> Self {
+        let options = MasterOptions {
+            auth: door.auth.clone(),
+            handshake_timeout_ms: HANDSHAKE_MILLIS,
+            ack_timeout_ms: ACK_MILLIS,
+        };
+        Self {
+            stream,
+            peer,
+            door,
+            core: Master::new(options, Readiness::Undecided, clock.ticks()),
+            wait_until: clock.ticks(),
+            clock,
+            received: BytesMut::with_capacity(4096),
+        }
+    }
+
     async fn run(mut self, mut serving: watch::Receiver<Serving>) {
         loop {
             let offer = match self.handshake(&mut serving).await {
@@ -331,7 +364,7 @@ impl Connection {
             match self.drain().await? {
                 Some(MasterEvent::Psync(offer)) => return Ok(offer),
                 Some(MasterEvent::Refused(refused)) => {
-                    tracing::debug!("seed connection refused: {refused:?}");
+                    self.door.refused(self.peer, &refused);
                     continue;
                 }
                 Some(event) => {
@@ -365,8 +398,12 @@ impl Connection {
             match self.core.poll_output() {
                 MasterOutput::Send(bytes) => self.stream.write_all(&bytes).await?,
                 MasterOutput::Event(event) => return Ok(Some(event)),
-                MasterOutput::Close => return Err(Ended::Closed),
+                MasterOutput::Close => {
+                    self.stream.flush().await?;
+                    return Err(Ended::Closed);
+                }
                 MasterOutput::Wait { until } => {
+                    self.stream.flush().await?;
                     self.wait_until = until;
                     return Ok(None);
                 }
@@ -538,6 +575,7 @@ mod tests {
             listen: "127.0.0.1:0".parse().unwrap(),
             announce: announce.map(|(host, port)| (host.to_owned(), port)),
             auth: None,
+            tls: None,
         };
         Seeder::open(options, Arc::new(SystemClock::new()))
             .await

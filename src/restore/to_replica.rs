@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::refusal;
 use super::seeder::{Offering, SeedProgress, Seeder, Serving};
+use super::source::SourceError;
 use crate::archive::layout::ArchiveId;
 use crate::archive::plan::Plan;
 use crate::clock::Clock;
-use crate::position::{Offset, Position, ReplicationId};
+use crate::decide::UnreadablePayload;
+use crate::position::{Offset, Position, ReplicationId, Ticks};
 use crate::server::control::{Control, ControlError};
 use crate::server::info::Info;
 use crate::store::Store;
@@ -20,6 +23,11 @@ use crate::store::Store;
 pub const SEED_SILENCE: Duration = Duration::from_secs(120);
 /// A server that was taken over and does not ask within this long cannot reach us. They try each second.
 const UNASKED: Duration = Duration::from_secs(20);
+/// A server that is turned away at the seed address this often, without one that is let in, will not come in.
+/// They try each second; another server with the wrong password does not stand in the way of the right one.
+const TURNED_AWAY_MAX: u32 = 3;
+/// And not before this: the right one may come a second later than the others.
+const TURNED_AWAY_AFTER: Duration = Duration::from_secs(2);
 /// How long emptying a server may take that could not apply everything.
 const TAKE_BACK: Duration = Duration::from_secs(60);
 /// Connections that may break before a seed is given up: the server comes again by itself.
@@ -57,6 +65,27 @@ pub enum SeedError {
          --seed-password-file"
     )]
     Unreachable,
+    /// It comes to us and cannot be let in.
+    #[error("{why}; the server's data were not touched")]
+    TurnedAway {
+        /// Who came, and why not.
+        why: String,
+    },
+    /// It is too old for the payload, or of another kind.
+    #[error("{0}; nothing was done to the server")]
+    Unreadable(UnreadablePayload),
+    /// It lacks the module of what the payload begins with, and would end itself over it.
+    #[error(
+        "the archive's payload begins with data of the module type {module_type}, and the server has no module \
+         loaded: it would end itself; load the module; nothing was done to the server"
+    )]
+    NoModule {
+        /// The type, as modules register it.
+        module_type: String,
+    },
+    /// The archive's payload cannot be read.
+    #[error("the archive's snapshot cannot be read: {0}")]
+    Source(#[from] SourceError),
     /// It takes writes while it is a replica.
     #[error(
         "the server has replica-read-only no: clients could write while it is seeded; set replica-read-only yes"
@@ -68,10 +97,20 @@ pub enum SeedError {
     )]
     NotContinuous,
     /// The connection of the replica ended before it had everything.
-    #[error("the server did not take the data: {reason}{}", hint(reason))]
+    #[error("the server did not take the data: {reason}{}{likely}", if likely.is_empty() { "" } else { "; " })]
     Rejected {
         /// What was seen.
         reason: String,
+        /// What may have caused it.
+        likely: String,
+    },
+    /// The server went away in the middle.
+    #[error("the server went away while it was filled, it has probably died: {error}; {likely}")]
+    Died {
+        /// What was seen.
+        error: ControlError,
+        /// What may have caused it.
+        likely: String,
     },
     /// No progress.
     #[error("no progress for {} s: the server {state}; look at its log", SEED_SILENCE.as_secs())]
@@ -88,14 +127,6 @@ pub enum SeedError {
         /// How many.
         errors: u64,
     },
-}
-
-fn hint(reason: &str) -> &'static str {
-    if reason.contains("closed the connection") {
-        " (its log tells why: a payload newer than the server, a missing module, out of memory?)"
-    } else {
-        ""
-    }
 }
 
 /// What to seed with.
@@ -132,6 +163,13 @@ impl Seed<'_> {
         }
         let end = self.plan.target.offset;
         let before = control.info().await?;
+        let known = match self.approach {
+            Approach::Continues(..) => refusal::Known::default(),
+            Approach::TakeOver | Approach::Waits => {
+                let store = Arc::clone(&self.store);
+                refusal::beforehand(store, self.archive, &self.plan, control, &before).await?
+            }
+        };
         let continue_at = match self.approach {
             Approach::Continues(position, id) => Some((position, id)),
             Approach::TakeOver | Approach::Waits => None,
@@ -143,7 +181,7 @@ impl Seed<'_> {
             plan: self.plan.clone(),
             continue_at,
             approved: watch::Sender::new(false),
-            listening_port: listening_port(control, &before).await,
+            listening_port: listening_port(control, &before, self.seeder).await,
             busy: AtomicBool::new(false),
             progress,
         });
@@ -165,7 +203,8 @@ impl Seed<'_> {
                 self.take_back(control, offering.listening_port).await;
             }
             self.seeder.serve(Serving::Undecided);
-            return Err(error);
+            let asked = offering.progress.borrow().asked;
+            return Err(known.explain(error, asked));
         }
         let promoted = control.promote().await;
         self.seeder.serve(Serving::Undecided);
@@ -235,6 +274,7 @@ impl Seed<'_> {
         errors_before: u64,
     ) -> Result<(), SeedError> {
         let began = self.clock.ticks();
+        let turned_before = self.seeder.turned_away().times;
         let mut last_moved = began;
         loop {
             let progress = seen.borrow_and_update().clone();
@@ -243,6 +283,7 @@ impl Seed<'_> {
             {
                 return Err(SeedError::Rejected {
                     reason: reason.clone(),
+                    likely: String::new(),
                 });
             }
             if progress.all_sent && progress.acknowledged == Some(end) {
@@ -256,7 +297,9 @@ impl Seed<'_> {
                 }
                 () = tokio::time::sleep(LOOK_INTERVAL) => {
                     // A replica acknowledges once a second by itself: its own view tells sooner.
-                    let info = if progress.all_sent { control.info().await? } else { Info::default() };
+                    // One that broke off may be gone.
+                    let look = progress.all_sent || progress.failed.is_some();
+                    let info = if look { control.info().await? } else { Info::default() };
                     if applied(&info, end) {
                         return self.check(control, end, errors_before).await;
                     }
@@ -268,18 +311,18 @@ impl Seed<'_> {
             }
             let now = self.clock.ticks();
             if !progress.asked
-                && self.approach == Approach::TakeOver
-                && Duration::from_millis(now.since(began)) > UNASKED
+                && let Some(error) = self.cannot_come(began, now, turned_before)
             {
                 // Whoever asks from here on is told to wait. If nothing was sent, it is given back as it was.
                 self.seeder.serve(Serving::Undecided);
-                if !seen.borrow().asked {
-                    control.promote().await?;
-                    return Err(SeedError::Unreachable);
+                if seen.borrow().asked {
+                    let state = describe(&progress);
+                    return Err(SeedError::Silent { state });
                 }
-                return Err(SeedError::Silent {
-                    state: describe(&progress),
-                });
+                if self.approach == Approach::TakeOver {
+                    control.promote().await?;
+                }
+                return Err(error);
             }
             if Duration::from_millis(now.since(last_moved)) > SEED_SILENCE {
                 return Err(SeedError::Silent {
@@ -287,6 +330,17 @@ impl Seed<'_> {
                 });
             }
         }
+    }
+
+    /// Why a server that has not asked yet will not do so.
+    fn cannot_come(&self, began: Ticks, now: Ticks, turned_before: u32) -> Option<SeedError> {
+        let turned = self.seeder.turned_away();
+        let times = turned.times.saturating_sub(turned_before);
+        let waited = Duration::from_millis(now.since(began));
+        if times >= TURNED_AWAY_MAX && waited > TURNED_AWAY_AFTER {
+            return Some(SeedError::TurnedAway { why: turned.last });
+        }
+        (self.approach == Approach::TakeOver && waited > UNASKED).then_some(SeedError::Unreachable)
     }
 
     async fn check(
@@ -302,6 +356,7 @@ impl Seed<'_> {
         if !applied(&info, end) {
             return Err(SeedError::Rejected {
                 reason: "it acknowledged the end but does not stand there".into(),
+                likely: String::new(),
             });
         }
         let errors = info
@@ -317,20 +372,32 @@ impl Seed<'_> {
 }
 
 /// The port that the server names in its handshake as a replica; nothing where that cannot be told, because
-/// CONFIG GET is not allowed or the server listens on TLS only.
-async fn listening_port(control: &mut Control, info: &Info) -> Option<u16> {
+/// CONFIG GET is not allowed.
+async fn listening_port(control: &mut Control, info: &Info, seeder: &Seeder) -> Option<u16> {
+    let mut setting = async |name| match control.setting(name).await {
+        Ok(value) => Some(value.unwrap_or_default()),
+        Err(error) => {
+            if seeder.first_time_without_config() {
+                tracing::warn!(
+                    "{error}; seeding without: whichever server comes to the seed address first is filled (allow \
+                     +config|get to have it checked)"
+                );
+            }
+            None
+        }
+    };
     for name in ["replica-announce-port", "slave-announce-port"] {
-        let port: u16 = control
-            .setting(name)
-            .await
-            .ok()?
-            .and_then(|port| port.parse().ok())
-            .unwrap_or(0);
+        let port: u16 = setting(name).await?.parse().unwrap_or(0);
         if port != 0 {
             return Some(port);
         }
     }
-    let port: u16 = control.setting("port").await.ok()??.parse().ok()?;
+    // As `syncWithMaster` chooses.
+    if setting("tls-replication").await? == "yes" {
+        let port: u16 = setting("tls-port").await?.parse().ok()?;
+        return (port != 0).then_some(port);
+    }
+    let port: u16 = setting("port").await?.parse().ok()?;
     (port != 0 && info.number("tcp_port") == Some(port.into())).then_some(port)
 }
 

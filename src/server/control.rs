@@ -21,7 +21,7 @@ pub const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// The server cannot be reached.
-    #[error("cannot connect to {address}: {error}; is the server running and the address right?")]
+    #[error("cannot connect to {address}: {error}{}", reach_hint(error))]
     Connect {
         /// The server's address.
         address: String,
@@ -35,6 +35,23 @@ pub enum ControlError {
         address: String,
         /// What the system said.
         error: std::io::Error,
+    },
+    /// The server hung up before it said anything.
+    #[error(
+        "{address} closed the connection without a word: {error}; if it speaks TLS on this port, write rediss:// in \
+         --redis"
+    )]
+    HungUp {
+        /// The server's address.
+        address: String,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// TLS is spoken on this port.
+    #[error("{address} speaks TLS on this port: write rediss:// in --redis")]
+    WantsTls {
+        /// The server's address.
+        address: String,
     },
     /// No answer in time.
     #[error("no answer from {address} to {command} within {} s", ANSWER_TIMEOUT.as_secs())]
@@ -76,6 +93,14 @@ pub enum ControlError {
     },
 }
 
+/// TLS has hints of its own.
+fn reach_hint(error: &std::io::Error) -> &'static str {
+    match error.to_string().contains("TLS") {
+        true => "",
+        false => "; is the server running and the address right?",
+    }
+}
+
 fn hint(answer: &str) -> &'static str {
     if answer.starts_with("NOAUTH") {
         "; give the password by --redis-password-file, or in --redis as redis://:password@host:port"
@@ -83,8 +108,8 @@ fn hint(answer: &str) -> &'static str {
         "; the server has no password: take it out of --redis"
     } else if answer.starts_with("WRONGPASS") || answer.starts_with("ERR invalid password") {
         "; check the user and password in --redis and --redis-password-file"
-    } else if answer.starts_with("NOPERM") {
-        "; the ACL user needs +psync +replconf +ping +info, and +replicaof +multi +exec to be seeded"
+    } else if answer.contains("NOPERM") {
+        "; the ACL user needs +psync +replconf +info, and +multi +exec +replicaof +config|get for seeds"
     } else {
         ""
     }
@@ -96,6 +121,8 @@ pub struct Control {
     address: String,
     connection: Connection,
     received: BytesMut,
+    /// A command was sent before.
+    used: bool,
     /// REPLICAOF from 5.0 on, SLAVEOF before (`protocol-facts` 4.1): ACL rules name one of them.
     replicaof: &'static str,
 }
@@ -117,6 +144,7 @@ impl Control {
             address: address.to_string(),
             connection,
             received: BytesMut::with_capacity(16 * 1024),
+            used: false,
             replicaof: "REPLICAOF",
         };
         if let Some(credentials) = &address.credentials {
@@ -143,19 +171,28 @@ impl Control {
             String::from_utf8_lossy(arguments.first().copied().unwrap_or_default()).into_owned();
         let exchange = async {
             self.connection.write_all(&command(arguments)).await?;
+            self.connection.flush().await?;
             self.answer().await
         };
         let outcome = timeout(ANSWER_TIMEOUT, exchange).await;
+        let first = !std::mem::replace(&mut self.used, true);
         let address = || self.address.clone();
         match outcome {
             Err(_) => Err(ControlError::Silent {
                 address: address(),
                 command: name,
             }),
+            Ok(Err(error)) if first && matches!(self.connection, Connection::Tcp(_)) => {
+                Err(ControlError::HungUp {
+                    address: address(),
+                    error,
+                })
+            }
             Ok(Err(error)) => Err(ControlError::Lost {
                 address: address(),
                 error,
             }),
+            Ok(Ok(Answer::TlsAlert)) => Err(ControlError::WantsTls { address: address() }),
             Ok(Ok(Answer::Garbage(found))) => Err(ControlError::NotRedis {
                 address: address(),
                 found,
@@ -172,6 +209,10 @@ impl Control {
     async fn answer(&mut self) -> std::io::Result<Answer> {
         loop {
             if !self.received.is_empty() {
+                // The record of a TLS alert, the answer to a request in the clear.
+                if self.received.starts_with(&[0x15, 0x03]) {
+                    return Ok(Answer::TlsAlert);
+                }
                 if !matches!(self.received[0], b'+' | b'-' | b':' | b'$' | b'*') {
                     return Ok(Answer::Garbage(head_of(&self.received)));
                 }
@@ -302,6 +343,7 @@ impl Control {
 #[derive(Debug)]
 enum Answer {
     Frame(BytesFrame),
+    TlsAlert,
     Garbage(String),
 }
 

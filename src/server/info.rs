@@ -13,6 +13,7 @@ const START_SECONDS_OFF_MAX: u64 = 1;
 pub struct Info {
     fields: HashMap<String, String>,
     keys: u64,
+    modules: Vec<String>,
 }
 
 /// INFO lacks what it must have.
@@ -37,6 +38,11 @@ impl Info {
             {
                 info.keys = info.keys.saturating_add(keys.parse().unwrap_or(1));
             }
+            if name == "module" {
+                let module = value.split(',').next().unwrap_or(value);
+                let module = module.strip_prefix("name=").unwrap_or(module);
+                info.modules.push(module.to_owned());
+            }
             info.fields.insert(name.to_owned(), value.to_owned());
         }
         info
@@ -55,6 +61,11 @@ impl Info {
     /// Keys in all databases.
     pub fn keys(&self) -> u64 {
         self.keys
+    }
+
+    /// The names of the modules it has loaded.
+    pub fn modules(&self) -> &[String] {
+        &self.modules
     }
 
     /// The server is reading its own dump or a payload: its keyspace says nothing yet (`protocol-facts` 8).
@@ -272,6 +283,14 @@ mod tests {
             (valkey.server_name(), valkey.version_numbers()),
             ("valkey", (9, 1))
         );
+    }
+
+    #[test]
+    fn modules_are_named() {
+        let info = Info::parse(
+            "# Modules\r\nmodule:name=search,ver=1,api=1\r\nmodule:name=ReJSON,ver=2\r\n",
+        );
+        assert_eq!(info.modules(), ["search", "ReJSON"]);
     }
 
     #[test]

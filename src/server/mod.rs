@@ -4,3 +4,4 @@
 pub mod control;
 pub mod info;
 pub mod net;
+pub mod tls;

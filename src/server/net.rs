@@ -1,21 +1,28 @@
-//! Addresses of servers and connections to them: TCP and unix sockets behind one type.
+//! Addresses of servers and connections with them: TCP, TLS and unix sockets behind one type.
 
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::str::FromStr;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+
+use super::tls::{self, TlsClient, TlsServer};
 
 /// How long a connection attempt may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The port a Redis URL without one means.
 pub const DEFAULT_PORT: u16 = 6379;
+/// How long whoever connects to us may take until a TLS handshake is through, or the first byte there without TLS.
+pub const ACCEPT_TIMEOUT: Duration = Duration::from_secs(60);
+/// The first byte of a TLS ClientHello; no command of a replica begins so (`protocol-facts` 4.2).
+const TLS_HANDSHAKE: u8 = 0x16;
 
 /// A user name and a password. Never printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -44,6 +51,15 @@ pub enum Endpoint {
         /// TCP port.
         port: u16,
     },
+    /// The same, spoken to by TLS.
+    Tls {
+        /// Host name, IPv4 or IPv6 address without brackets.
+        host: String,
+        /// TCP port.
+        port: u16,
+        /// Whom to trust and what to show.
+        tls: TlsClient,
+    },
     /// A socket file.
     Unix(String),
 }
@@ -59,12 +75,14 @@ pub struct Address {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.endpoint {
-            Endpoint::Tcp { host, port } if host.contains(':') => {
-                write!(f, "redis://[{host}]:{port}")
-            }
-            Endpoint::Tcp { host, port } => write!(f, "redis://{host}:{port}"),
-            Endpoint::Unix(path) => write!(f, "unix://{path}"),
+        let (scheme, host, port) = match &self.endpoint {
+            Endpoint::Tcp { host, port } => ("redis", host, port),
+            Endpoint::Tls { host, port, .. } => ("rediss", host, port),
+            Endpoint::Unix(path) => return write!(f, "unix://{path}"),
+        };
+        match host.contains(':') {
+            true => write!(f, "{scheme}://[{host}]:{port}"),
+            false => write!(f, "{scheme}://{host}:{port}"),
         }
     }
 }
@@ -72,7 +90,7 @@ impl fmt::Display for Address {
 /// The text is not an address of a server.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error(
-    "not the address of a Redis server: {reason}; write redis://[user:password@]host:port or unix:///path"
+    "not the address of a Redis server: {reason}; write redis://[user:password@]host:port, rediss://… for TLS, or unix:///path"
 )]
 pub struct BadAddress {
     reason: String,
@@ -112,27 +130,35 @@ impl FromStr for Address {
             }),
         };
         let endpoint = match url.scheme() {
-            "redis" => {
+            scheme @ ("redis" | "rediss") => {
                 let host = url.host_str().filter(|host| !host.is_empty());
                 let host = host.ok_or_else(|| BadAddress::new("the host is missing"))?;
                 let host = host
                     .trim_start_matches('[')
                     .trim_end_matches(']')
                     .to_owned();
-                Endpoint::Tcp {
-                    host,
-                    port: url.port().unwrap_or(DEFAULT_PORT),
+                let port = url.port().unwrap_or(DEFAULT_PORT);
+                match scheme {
+                    "redis" => Endpoint::Tcp { host, port },
+                    _ => Endpoint::Tls {
+                        host,
+                        port,
+                        tls: TlsClient::default(),
+                    },
                 }
+            }
+            // unix://run/redis.sock would be the file /redis.sock on the host "run".
+            "unix"
+                if url
+                    .host_str()
+                    .is_some_and(|host| !matches!(host, "" | "localhost")) =>
+            {
+                return Err(BadAddress::new("a socket file has no host: three slashes"));
             }
             "unix" => Endpoint::Unix(
                 percent_decoded(url.path())
                     .ok_or_else(|| BadAddress::new("the path is not valid UTF-8"))?,
             ),
-            "rediss" => {
-                return Err(BadAddress::new(
-                    "TLS (rediss://) is not built into this version",
-                ));
-            }
             other => return Err(BadAddress::new(format!("unknown scheme {other}://"))),
         };
         Ok(Self {
@@ -157,60 +183,195 @@ fn percent_decoded(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// An open connection.
+/// An open connection. What is written may wait inside until it is flushed.
 #[derive(Debug)]
 pub enum Connection {
     /// Over TCP.
     Tcp(TcpStream),
+    /// Over TLS.
+    Tls(Box<Encrypted>),
     /// Over a socket file.
     Unix(UnixStream),
 }
 
+/// A TLS connection, in either direction.
+#[derive(Debug)]
+pub struct Encrypted {
+    stream: TlsStream<TcpStream>,
+    /// Says what a person can change about an error, by who began the connection.
+    explain: fn(io::Error) -> io::Error,
+    /// The peer has said something. Until then a failure is its answer to our handshake: with TLS 1.3 a server
+    /// refuses a client's certificate only after the client is through.
+    heard: bool,
+}
+
+/// Why a connection that somebody opened to us cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptError {
+    /// The connection broke before anything was said.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// TLS without a certificate of ours.
+    #[error(
+        "it connects by TLS (tls-replication yes) and there is no certificate to answer with: give --seed-cert-file \
+         and --seed-key-file, or set tls-replication no"
+    )]
+    TlsUnexpected,
+    /// No TLS where a client certificate is asked for.
+    #[error(
+        "it connects without TLS, but --seed-client-ca-file asks for a certificate: set tls-replication yes"
+    )]
+    TlsMissing,
+    /// The TLS handshake failed.
+    #[error("{0}")]
+    Handshake(io::Error),
+    /// Our own files cannot be used.
+    #[error("{0}")]
+    Files(#[from] tls::TlsFileError),
+}
+
 impl Connection {
-    /// Opens a connection within [`CONNECT_TIMEOUT`].
+    /// Opens a connection within [`CONNECT_TIMEOUT`], the TLS handshake included.
     ///
     /// # Errors
-    /// Whatever the system says, or a timeout.
+    /// Whatever the system or the handshake says, or a timeout.
     pub async fn open(endpoint: &Endpoint) -> io::Result<Self> {
+        let mut silent = "no answer to the connection attempt within 10 s";
         let attempt = async {
             match endpoint {
-                Endpoint::Tcp { host, port } => {
-                    let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                    stream.set_nodelay(true)?;
-                    Ok(Self::Tcp(stream))
+                Endpoint::Tcp { host, port } => Ok(Self::Tcp(connect(host, *port).await?)),
+                Endpoint::Tls { host, port, tls } => {
+                    let stream = connect(host, *port).await?;
+                    silent = "connected, but no answer to the TLS handshake within 10 s: a port without TLS is silent \
+                              like this; give the server's tls-port, or write redis:// instead of rediss://";
+                    Self::encrypt(stream, host, tls).await
                 }
                 Endpoint::Unix(path) => Ok(Self::Unix(UnixStream::connect(path).await?)),
             }
         };
-        timeout(CONNECT_TIMEOUT, attempt).await.unwrap_or_else(|_| {
-            Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "no answer to the connection attempt within 10 s",
-            ))
-        })
+        let outcome = timeout(CONNECT_TIMEOUT, attempt).await;
+        outcome.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, silent)))
+    }
+
+    async fn encrypt(stream: TcpStream, host: &str, tls: &TlsClient) -> io::Result<Self> {
+        let name = tls.name_for(host).map_err(io::Error::other)?;
+        let connector = TlsConnector::from(tls.load().map_err(io::Error::other)?);
+        let stream = connector
+            .connect(name, stream)
+            .await
+            .map_err(tls::explain_as_client)?;
+        Ok(Self::Tls(Box::new(Encrypted {
+            stream: stream.into(),
+            explain: tls::explain_as_client,
+            heard: false,
+        })))
+    }
+
+    /// Takes a connection that somebody opened to us: its first byte tells whether it is TLS.
+    ///
+    /// # Errors
+    /// [`AcceptError`].
+    pub async fn accept(stream: TcpStream, tls: Option<&TlsServer>) -> Result<Self, AcceptError> {
+        let attempt = async {
+            stream.set_nodelay(true)?;
+            let mut first = [0];
+            if stream.peek(&mut first).await? == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+            match (first[0] == TLS_HANDSHAKE, tls) {
+                (false, Some(tls)) if tls.client_ca_file.is_some() => Err(AcceptError::TlsMissing),
+                (false, _) => Ok(Self::Tcp(stream)),
+                (true, None) => Err(AcceptError::TlsUnexpected),
+                (true, Some(tls)) => {
+                    let accepted = TlsAcceptor::from(tls.load()?).accept(stream).await;
+                    let stream = accepted
+                        .map_err(|error| AcceptError::Handshake(tls::explain_as_server(error)))?;
+                    Ok(Self::Tls(Box::new(Encrypted {
+                        stream: stream.into(),
+                        explain: tls::explain_as_server,
+                        heard: true,
+                    })))
+                }
+            }
+        };
+        timeout(ACCEPT_TIMEOUT, attempt)
+            .await
+            .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
+    }
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(stream) => Some(stream),
+            Self::Tls(encrypted) => Some(encrypted.stream.get_ref().0),
+            Self::Unix(_) => None,
+        }
     }
 
     /// Whether the peer is on this machine: a socket file, loopback, or the same address on both ends.
     pub fn is_local(&self) -> bool {
-        match self {
-            Self::Tcp(stream) => match (stream.local_addr(), stream.peer_addr()) {
-                (Ok(local), Ok(peer)) => peer.ip().is_loopback() || local.ip() == peer.ip(),
-                _ => false,
-            },
-            Self::Unix(_) => true,
+        let Some(stream) = self.tcp() else {
+            return true;
+        };
+        match (stream.local_addr(), stream.peer_addr()) {
+            (Ok(local), Ok(peer)) => peer.ip().is_loopback() || local.ip() == peer.ip(),
+            _ => false,
         }
     }
 
-    /// Our own address on this connection: where the server can reach us. Loopback for a socket file.
+    /// Our own address on this connection: where the server can reach us. Nothing for a socket file.
     pub fn local_ip(&self) -> Option<IpAddr> {
-        match self {
-            Self::Tcp(stream) => stream
-                .local_addr()
-                .ok()
-                .map(|address: SocketAddr| address.ip()),
-            Self::Unix(_) => None,
+        let address = self.tcp()?.local_addr();
+        address.ok().map(|address: SocketAddr| address.ip())
+    }
+}
+
+async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+impl Encrypted {
+    /// Replicas and masters end a connection without TLS's own farewell: an end like any other. What they say
+    /// is delimited by itself.
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        match ready!(Pin::new(&mut self.stream).poll_read(cx, buf)) {
+            Ok(()) if buf.filled().len() > before => {
+                self.heard = true;
+                Poll::Ready(Ok(()))
+            }
+            Ok(()) => Poll::Ready(self.ended(None)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Poll::Ready(self.ended(None))
+            }
+            Err(error) => Poll::Ready(self.ended(Some(error))),
         }
     }
+
+    fn ended(&self, error: Option<io::Error>) -> io::Result<()> {
+        let Some(error) = error else {
+            return match self.heard {
+                true => Ok(()),
+                false => Err(refused_us("closed")),
+            };
+        };
+        match error.kind() {
+            // Its alert may be lost when it closes before it has read everything.
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe if !self.heard => {
+                Err(refused_us("reset"))
+            }
+            _ => Err((self.explain)(error)),
+        }
+    }
+}
+
+fn refused_us(how: &str) -> io::Error {
+    let hint = tls::CLIENT_CERTIFICATE_WANTED;
+    io::Error::new(
+        io::ErrorKind::ConnectionReset,
+        format!("{how} right after the TLS handshake; perhaps {hint}"),
+    )
 }
 
 impl AsyncRead for Connection {
@@ -221,6 +382,7 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(encrypted) => encrypted.poll_read(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
@@ -234,6 +396,7 @@ impl AsyncWrite for Connection {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(encrypted) => Pin::new(&mut encrypted.stream).poll_write(cx, bytes),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
@@ -241,6 +404,7 @@ impl AsyncWrite for Connection {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(encrypted) => Pin::new(&mut encrypted.stream).poll_flush(cx),
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
@@ -248,6 +412,7 @@ impl AsyncWrite for Connection {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(encrypted) => Pin::new(&mut encrypted.stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
@@ -270,8 +435,15 @@ mod tests {
         let default: Address = "redis://:pw@[::1]".parse().unwrap();
         assert_eq!(default.to_string(), "redis://[::1]:6379");
         assert_eq!(default.credentials.unwrap().user, None);
+        let tls: Address = "rediss://backup:pw@redis.example:7000".parse().unwrap();
+        assert_eq!(tls.to_string(), "rediss://redis.example:7000");
+        let tls: Address = "rediss://[::1]".parse().unwrap();
+        assert_eq!(tls.to_string(), "rediss://[::1]:6379");
         let unix: Address = "unix:///run/redis.sock".parse().unwrap();
         assert_eq!(unix.endpoint, Endpoint::Unix("/run/redis.sock".into()));
+        let unix: Address = "unix://backup:pw@localhost/run/redis.sock".parse().unwrap();
+        assert_eq!(unix.to_string(), "unix:///run/redis.sock");
+        assert_eq!(unix.credentials.unwrap().user.as_deref(), Some("backup"));
     }
 
     #[test]
@@ -280,7 +452,8 @@ mod tests {
             "127.0.0.1:6379",
             "http://host",
             "redis://",
-            "rediss://host",
+            "rediss://",
+            "unix://run/redis.sock",
             "nonsense",
         ] {
             let error = text.parse::<Address>().unwrap_err().to_string();

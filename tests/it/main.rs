@@ -61,5 +61,11 @@ mod double_kill;
 mod orderly_stop;
 // Seeds that must not come about, and stopping while something hangs.
 mod seeds_refused;
+// ACL rules, passwords and masterauth; the loop over a socket file.
+mod passwords;
+// Seeds into other versions, without a module, with too little memory.
+mod seeds_elsewhere;
+// The loop by TLS, and what handshakes that fail say.
+mod encrypted;
 // The help, word for word; every flag has its variable.
 mod cli;

@@ -11,6 +11,13 @@ pub const RDB_HEAD_BYTES_MAX: usize = 64 * 1024;
 pub(super) const MAGIC_BYTES: usize = 9;
 
 const OPCODE_AUX: u8 = 0xfa;
+const OPCODE_MODULE_AUX: u8 = 0xf7;
+
+/// How a module type's name is spelled in its id: nine characters of six bits each, then ten bits of version.
+const TYPE_NAME_ALPHABET: &[u8; 64] =
+    b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+const TYPE_NAME_CHARACTERS: u32 = 9;
+const TYPE_VERSION_BITS: u32 = 10;
 
 /// Whose numbering of types a payload follows. From type 22 on the two mean different things by the same
 /// number.
@@ -90,6 +97,30 @@ pub fn read_head(bytes: &[u8]) -> Option<RdbHead> {
         .aux("repl-stream-db")
         .and_then(|database| database.parse().ok());
     Some(head)
+}
+
+/// The module type whose own data come first in a payload, before any key. Without its module a server ends
+/// itself over them. Other types may follow, unseen.
+pub fn leading_module_type(bytes: &[u8]) -> Option<String> {
+    let mut rest = bytes.get(MAGIC_BYTES..)?;
+    while let Some((_, after)) = read_aux(rest) {
+        rest = after;
+    }
+    let (opcode, rest) = rest.split_first()?;
+    // An id is larger than 32 bits, because a name begins it.
+    let (0x81, rest) = rest.split_first().map(|(first, rest)| (*first, rest))? else {
+        return None;
+    };
+    let id = u64::from_be_bytes(*rest.first_chunk()?);
+    (*opcode == OPCODE_MODULE_AUX).then(|| {
+        (0..TYPE_NAME_CHARACTERS)
+            .rev()
+            .map(|at| {
+                let index = (id >> (TYPE_VERSION_BITS + 6 * at)) & 63;
+                char::from(TYPE_NAME_ALPHABET[index as usize])
+            })
+            .collect()
+    })
 }
 
 /// `true` where `bytes` are the beginning of a magic and more could make it whole.

@@ -381,3 +381,30 @@ proptest! {
         prop_assert!(read_head(&fields).is_some());
     }
 }
+
+#[test]
+fn a_leading_module_type_is_named_and_nothing_else_is_taken_for_one() {
+    // `ReJSON-RL` version 3, as Redis spells the id of a module type.
+    let id = "ReJSON-RL".bytes().fold(0_u64, |id, byte| {
+        let index = match byte {
+            b'A'..=b'Z' => byte - b'A',
+            b'a'..=b'z' => byte - b'a' + 26,
+            _ => 62,
+        };
+        id << 6 | u64::from(index)
+    }) << 10
+        | 3;
+    let payload = |opcode: u8| {
+        let mut payload = b"REDIS0011\xfa\x01a\x01b".to_vec();
+        payload.push(opcode);
+        payload.push(0x81);
+        payload.extend_from_slice(&id.to_be_bytes());
+        payload
+    };
+    let whole = payload(0xf7);
+    assert_eq!(leading_module_type(&whole).as_deref(), Some("ReJSON-RL"));
+    assert_eq!(leading_module_type(&payload(0xfe)), None);
+    for length in 0..whole.len() {
+        assert_eq!(leading_module_type(&whole[..length]), None, "{length}");
+    }
+}

@@ -109,7 +109,14 @@ impl Announced {
             return self.auth(auth, rest);
         }
         if auth.is_some() && self.authenticated != Authenticated::Yes {
-            return Answer::fixed(NOAUTH);
+            // A replica without masterauth goes on to its PSYNC, whatever it is answered before.
+            return match psync && self.authenticated == Authenticated::NotYet {
+                true => Answer::Refused(
+                    Bytes::from_static(NOAUTH.as_bytes()),
+                    RefusedRequest::NoPassword,
+                ),
+                false => Answer::fixed(NOAUTH),
+            };
         }
         if *readiness == Readiness::Undecided {
             let undecided = Bytes::from_static(UNDECIDED.as_bytes());
@@ -146,9 +153,12 @@ impl Announced {
         let Some(auth) = auth else {
             return Answer::fixed(OK);
         };
-        let expected_user = auth.user.as_deref().unwrap_or("default");
         let user = user.map_or(b"default".as_slice(), |user| user);
-        let right_user = equal(user, expected_user.as_bytes());
+        let right_user = match &auth.user {
+            Some(expected) => equal(user, expected.as_bytes()),
+            // A server whose own set has users says its masteruser here too: the password is the secret.
+            None => true,
+        };
         let right_password = equal(password, auth.password.as_bytes());
         if right_user & right_password {
             self.authenticated = Authenticated::Yes;

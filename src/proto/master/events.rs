@@ -59,6 +59,8 @@ pub struct PsyncOffer {
 pub enum RefusedRequest {
     /// A wrong user name or password; nothing is answered on this connection any more but `-NOAUTH`.
     WrongPassword,
+    /// PSYNC without a password where one is asked for.
+    NoPassword,
     /// PSYNC before it was decided whether to serve.
     Undecided,
     /// PSYNC while everything is refused.

@@ -31,7 +31,7 @@ pub enum Refusal {
     WrongPassword,
     /// `-NOPERM`: the user may not do what following needs.
     #[error(
-        "the user has no permission for {command} (an ACL of +ping +replconf +psync is enough): {reply}"
+        "the user has no permission for {command} (an ACL of +psync +replconf +info is enough): {reply}"
     )]
     NoPermission {
         /// The command that was refused.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use perennial::cli::run::run;
 use perennial::clock::{Clock, SystemClock};
-use perennial::config::RunSettings;
+use perennial::config::{RunSettings, TlsSettings};
 use perennial::decide::Policy;
 use perennial::follow::AckMode;
 use perennial::position::{Ticks, UnixMillis};
@@ -87,6 +87,7 @@ impl InProcess {
             buffer_bytes: "32MiB".into(),
             // The server lives on: nothing ends the link earlier.
             shutdown_timeout: "2s".into(),
+            tls: TlsSettings::default(),
         };
         let options = options.check().unwrap();
         let inner: Arc<dyn Store> = Arc::new(FsStore::new(archive.path()));

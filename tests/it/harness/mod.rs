@@ -2,6 +2,7 @@
 
 pub mod archive;
 pub mod busy;
+pub mod certificates;
 pub mod client;
 pub mod digest;
 pub mod in_process;
