@@ -8,7 +8,6 @@ use crate::on_every_server;
 
 on_every_server! {
     a_write_on_the_stale_server_makes_it_suspect,
-    born_as_a_replica_a_stale_server_catches_up_under_busy_clients,
 }
 
 // Before 7.0 a dump says nothing of its past to a master that loads it: see older_masters.
