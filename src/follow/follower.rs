@@ -273,9 +273,13 @@ impl Follower {
                 task,
                 received: true,
             } = &mut lane.snapshot
-                && let Ok(Err(error)) = task.await
             {
-                tracing::error!("the snapshot that was received is lost: {error}");
+                let outcome = task.await;
+                // Whoever waits may be told to stop before the rest is done, and come again.
+                lane.snapshot = SnapshotNeed::None;
+                if let Ok(Err(error)) = outcome {
+                    tracing::error!("the snapshot that was received is lost: {error}");
+                }
             }
             lane.uploader.drained().await;
         }

@@ -98,6 +98,33 @@ fn a_payload_that_is_slow_to_store_is_asked_for_once() {
     perennial.stop().unwrap();
 }
 
+/// The server is lost when it has just sent everything, and the store has not taken it yet: the only copy there is.
+#[test]
+fn a_payload_that_was_received_is_stored_though_the_server_is_lost() {
+    let Some(mut server) = REDIS_6_2.start(&["--rdbcompression", "no"]) else {
+        return;
+    };
+    server.client().line("DEBUG POPULATE 8 filler 1048576");
+    let before = Digest::of(&server.address());
+    let archive = Archive::new();
+    let faults = Faults::new();
+    for n in 1..=2 {
+        faults.at_kind(Operation::Write, n, Fault::Delay(2000));
+    }
+    let perennial = InProcess::follow(&server, &archive, &faults);
+    until("all of it is sent", DEADLINE, || {
+        server
+            .info("replication")
+            .get("slave0")
+            .is_some_and(|replica| replica.contains("state=online"))
+    });
+    server.lose_everything();
+    assert_eq!(archive.status().snapshots(), 0, "the store is that slow");
+    server.until_master_with_data();
+    assert_same(&before, &Digest::of(&server.address()));
+    perennial.stop().unwrap();
+}
+
 /// The link breaks in the middle of the payload: the replication stream goes on where it was, and one snapshot more is
 /// fetched beside it.
 #[test]
@@ -254,8 +281,10 @@ fn without_dumps_of_full_syncs_it_comes_back_again_and_again() {
         write_everything(&mut server.client(), round);
         server.client().wait_until_stored(DEADLINE);
         let before = Digest::of(&server.address());
+        // The server looks once a second whether nobody needs it any more.
+        let dump = server.folder().join("dump.rdb");
+        until("the dump is gone", DEADLINE, || !dump.exists());
         server.kill();
-        assert!(!server.folder().join("dump.rdb").exists());
         server.start_again();
         server.until_master_with_data();
         assert_same(&before, &Digest::of(&server.address()));
