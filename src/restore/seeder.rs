@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
-use super::source::{self, SourceError};
+use super::source::{self, SourceError, Spelling};
 use crate::archive::layout::ArchiveId;
 use crate::archive::plan::Plan;
 use crate::clock::Clock;
@@ -493,6 +493,7 @@ impl Connection {
             Arc::clone(&offering.store),
             offering.archive,
             &offering.plan,
+            Spelling::Archived,
         );
         loop {
             self.flush(offering).await?;
