@@ -43,6 +43,8 @@ mod failover_without_to;
 mod bad_input;
 // What status and ls say.
 mod status;
+// Restores that have to change bytes: relative TTLs, HPERSIST.
+mod rewritten;
 // Both killed at any moment, again and again.
 mod double_kill;
 // Seeds that must not come about, and stopping while something hangs.
