@@ -464,7 +464,7 @@ fn a_surviving_replica_of_6_2_gets_everything_anew_after_a_seed_with_rewritten_b
         .split_once(':')
         .map(|(a, b)| (a.to_owned(), b.to_owned()))
         .unwrap();
-    let replica = REDIS_6_2.start(&["--replicaof", &host, &port]).unwrap();
+    let mut replica = REDIS_6_2.start(&["--replicaof", &host, &port]).unwrap();
     let _perennial = Perennial::follow(&server, &archive, &[]);
     write_some(&server, &mut random, 1);
     server.client().wait_until_stored(DEADLINE);
@@ -472,9 +472,12 @@ fn a_surviving_replica_of_6_2_gets_everything_anew_after_a_seed_with_rewritten_b
     let state = State::of(&server);
     let full_resyncs = |server: &Server| server.log().matches("Full resync from master").count();
     let before = full_resyncs(&replica);
+    // It sees nothing of the empty server: it asks to go on under the old id once that is filled.
+    replica.pause();
     start_empty(&mut server);
     server.until_master_with_data();
     server.client().wait_until_stored(DEADLINE);
+    replica.resume();
     until_replica_has_all(&server, &replica);
     assert!(full_resyncs(&replica) > before, "{}", replica.log());
     state.deadlines.iter().for_each(|(key, deadline)| {
@@ -523,7 +526,7 @@ fn killed_in_the_middle_of_a_seed_it_is_seeded_again_or_goes_on() {
     let state = State::of(&server);
     perennial.kill();
     start_empty(&mut server);
-    let mut seen_in_the_middle = 0;
+    let (mut in_the_middle, mut completed) = (0, 1);
     for attempt in 0..8 {
         perennial.start_again();
         let wait = Duration::from_millis(random.below(120));
@@ -538,8 +541,9 @@ fn killed_in_the_middle_of_a_seed_it_is_seeded_again_or_goes_on() {
         perennial.kill();
         let info = server.info("replication");
         if info["role"] == "slave" {
-            seen_in_the_middle += 1;
+            in_the_middle += 1;
         } else {
+            completed += 1;
             until("a master has everything", DEADLINE, || {
                 has_all(&server, &state)
             });
@@ -563,10 +567,13 @@ fn killed_in_the_middle_of_a_seed_it_is_seeded_again_or_goes_on() {
     });
     state.assert_restored_in(&server);
     server.client().wait_until_stored(DEADLINE);
-    eprintln!("seen in the middle {seen_in_the_middle} times");
+    eprintln!(
+        "killed {in_the_middle} times in the middle, {} behind the end",
+        completed - 1
+    );
     let status = archive.status();
     assert!(status.suspects().is_empty(), "{status:#?}");
-    assert!(status.timelines.len() <= 12, "{status:#?}");
+    assert!(mapped(&archive) <= completed, "{status:#?}");
     perennial.assert_healthy();
 }
 
