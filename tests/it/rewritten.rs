@@ -8,8 +8,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::harness::random::Random;
 use crate::harness::servers::{REDIS_6_2, REDIS_7_0, REDIS_8_0, VALKEY_9_1};
 use crate::harness::{
-    Archive, BornAsReplica, Client, DEADLINE, Digest, Kind, Perennial, Server, Value, assert_same,
-    run_cli, until,
+    Archive, BornAsReplica, Client, DEADLINE, Digest, Kind, Perennial, Port, Proxy, Server, Value,
+    assert_same, run_cli, until,
 };
 
 /// What a deadline may be off by: the receive time is not the master's, and machines are busy.
@@ -695,4 +695,149 @@ fn without_a_persisted_field_redis_8_0_is_seeded_as_it_was_archived() {
     archive.status().assert_chain_of(2);
     assert_eq!(mapped(&archive), 0);
     drop(perennial);
+}
+
+/// A server that a seed with rewritten bytes has half filled: the link was cut in the middle of the replication stream,
+/// and Perennial is dead.
+struct HalfFilled {
+    server: Server,
+    archive: Archive,
+    perennial: Perennial,
+    proxy: Proxy,
+    state: State,
+    // Reserved until the end: Perennial listens there only from time to time.
+    _seeder: Port,
+}
+
+#[track_caller]
+fn half_filled(kind: Kind, policy: &str) -> Option<HalfFilled> {
+    let mut server = kind.start(&[])?;
+    let archive = Archive::new();
+    let seeder = Port::reserve();
+    let proxy = Proxy::to(&seeder.address());
+    let flags = [
+        "--seed",
+        policy,
+        "--seed-listen",
+        &seeder.address(),
+        "--seed-announce",
+        &proxy.address(),
+    ];
+    let mut perennial = Perennial::follow(&server, &archive, &flags);
+    let value = Random::fixed(1).bytes(10_000);
+    let mut client = server.client();
+    if kind.field_expiry {
+        client.line("HSET h f v");
+        client.line("HPEXPIRE h 5000000 FIELDS 1 f");
+        client.line("HPERSIST h FIELDS 1 f");
+    }
+    for number in 0..200 {
+        client.ok(&[
+            b"SETEX",
+            format!("key:{number}").as_bytes(),
+            b"5000",
+            &value,
+        ]);
+    }
+    client.wait_until_stored(DEADLINE);
+    let state = State::of(&server);
+    proxy.down_after_bytes(1_000_000);
+    start_empty(&mut server);
+    until("the server is half filled", DEADLINE, || {
+        server.keys().is_some_and(|keys| keys > 50)
+            && server.info("replication")["master_link_status"] == "down"
+    });
+    let id = archive.status().timelines[1].id.clone();
+    let info = server.info("replication");
+    assert_eq!((&info["role"][..], &info["master_replid"]), ("slave", &id));
+    assert_eq!(mapped(&archive), 1);
+    assert!(!has_all(&server, &state));
+    perennial.kill();
+    proxy.up();
+    Some(HalfFilled {
+        server,
+        archive,
+        perennial,
+        proxy,
+        state,
+        _seeder: seeder,
+    })
+}
+
+impl HalfFilled {
+    #[track_caller]
+    fn until_it_has_everything(mut self) {
+        until("it is a master with everything", DEADLINE, || {
+            // Never a master with less.
+            let master = self.server.is_master();
+            assert!(!master || has_all(&self.server, &self.state));
+            master
+        });
+        self.state.assert_restored_in(&self.server);
+        self.server.client().wait_until_stored(DEADLINE);
+        self.archive.status().assert_chain_of(3);
+        assert_eq!(mapped(&self.archive), 1, "the same timeline, taken again");
+        self.perennial.assert_healthy();
+        drop(self.proxy);
+    }
+}
+
+#[test]
+fn half_filled_6_2_is_filled_again() {
+    let Some(mut half) = half_filled(REDIS_6_2, "auto") else {
+        return;
+    };
+    half.perennial.start_again();
+    half.until_it_has_everything();
+}
+
+#[test]
+fn half_filled_is_filled_again_also_where_only_empty_servers_are_seeded() {
+    let Some(mut half) = half_filled(REDIS_8_0, "if-empty") else {
+        return;
+    };
+    half.perennial.start_again();
+    half.until_it_has_everything();
+}
+
+/// Saved in that state and started again, 8.0 remembers the id of the seed and how far it was.
+#[test]
+fn a_dump_of_a_half_filled_server_is_recognised() {
+    let Some(mut half) = half_filled(REDIS_8_0, "auto") else {
+        return;
+    };
+    half.server.client().save();
+    half.server.kill();
+    half.server.start_again();
+    let keys = half.server.keys();
+    assert!(half.server.is_master() && keys.is_some_and(|keys| keys > 50));
+    half.perennial.start_again();
+    until("it has everything", DEADLINE, || {
+        half.server.is_master() && has_all(&half.server, &half.state)
+    });
+    half.until_it_has_everything();
+}
+
+#[test]
+fn a_dump_of_a_half_filled_server_that_was_written_to_never_becomes_the_head() {
+    let Some(mut half) = half_filled(REDIS_8_0, "auto") else {
+        return;
+    };
+    half.server.client().save();
+    half.server.kill();
+    half.server.start_again();
+    Client::connect_loaded(&half.server.address()).line("SET intruder 1");
+    half.perennial.start_again();
+    let status = half
+        .archive
+        .until("the suspect root is durable", DEADLINE, |status| {
+            status.suspects() == [3] && status.timelines[2].end.is_some()
+        });
+    assert_eq!(status.head_timeline(), 2);
+    start_empty(&mut half.server);
+    until("it has everything", DEADLINE, || {
+        half.server.is_master() && has_all(&half.server, &half.state)
+    });
+    half.state.assert_restored_in(&half.server);
+    assert_eq!(mapped(&half.archive), 1);
 }
