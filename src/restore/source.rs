@@ -297,12 +297,12 @@ impl Stream {
                 at += bytes.len() as u64;
                 reader.push(bytes);
                 while let Some(block) = reader.next().map_err(damaged)? {
-                    let marks = Marks::of(&block);
+                    let marks = self.rewriter.as_ref().map(|_| Marks::of(&block));
                     let bytes = cut(block, reached, leg.to);
                     let first = reached.next();
                     reached = reached.plus(bytes.len() as u64);
                     self.cursor.feed(&bytes)?;
-                    if !self.give(bytes, first, &marks).await {
+                    if !self.give(bytes, first, marks).await {
                         return Ok(false);
                     }
                 }
@@ -320,15 +320,15 @@ impl Stream {
 
     /// Sends bytes whose first one has offset `first`, rewritten where that was asked for. `false` where nobody
     /// takes any more.
-    async fn give(&mut self, bytes: Bytes, first: Offset, marks: &Marks) -> bool {
-        let Some(rewriter) = &mut self.rewriter else {
+    async fn give(&mut self, bytes: Bytes, first: Offset, marks: Option<Marks>) -> bool {
+        let (Some(rewriter), Some(marks)) = (&mut self.rewriter, marks) else {
             return give(&self.sender, bytes).await;
         };
         let mut out = Vec::new();
         let mut rest = bytes;
         let mut next = first;
-        for (at, last) in &marks.0 {
-            let at = self.times.at(*at);
+        for (at, last) in marks.0 {
+            let at = self.times.at(at);
             let length = usize::try_from(last.next().bytes_since(next)).unwrap_or(usize::MAX);
             let piece = rest.split_to(length.min(rest.len()));
             next = next.plus(piece.len() as u64);

@@ -390,3 +390,61 @@ impl Writer {
         Ok(self.bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::plan::{Target, plan};
+    use crate::archive::timeline::sketch::Sketch;
+
+    fn head(magic: RdbMagic, version: u32) -> RdbHead {
+        RdbHead {
+            magic,
+            version,
+            aux: Vec::new(),
+            stream_database: None,
+        }
+    }
+
+    #[test]
+    fn the_layout_is_one_that_the_servers_of_the_archive_start_from() {
+        let sketch = |version| {
+            Sketch::default()
+                .timeline(1, 1, None, 0)
+                .version(version)
+                .snapshot(0)
+        };
+        let layout = |sketch: Sketch, payload| {
+            let plan = plan(&sketch.catalog(), Target::Latest).unwrap();
+            Layout::for_servers(Some(&head(RdbMagic::Redis, payload)), &plan)
+        };
+        let with_tail = |version, payload| layout(sketch(version).segment(1, 50), payload);
+        for (version, payload) in [("7.0.15", 10), ("7.2.6", 11), ("8.0.2", 12)] {
+            assert_eq!(with_tail(version, payload), Some(Layout::Directory));
+            assert_eq!(layout(sketch(version), payload), Some(Layout::Directory));
+        }
+        for (version, payload) in [("4.0.14", 8), ("5.0.14", 9), ("6.2.14", 9)] {
+            assert_eq!(with_tail(version, payload), Some(Layout::File));
+            assert_eq!(layout(sketch(version), payload), Some(Layout::Dump));
+        }
+        for (version, payload) in [("2.8.24", 6), ("3.2.13", 7)] {
+            assert_eq!(with_tail(version, payload), None, "such servers read none");
+            assert_eq!(layout(sketch(version), payload), Some(Layout::Dump));
+        }
+        let upgraded = |version| {
+            sketch("6.2.14")
+                .segment(1, 50)
+                .timeline(2, 2, Some((1, 50)), 50)
+                .version(version)
+                .segment(51, 60)
+        };
+        assert_eq!(layout(upgraded("7.0.15"), 9), Some(Layout::Directory));
+        assert_eq!(layout(upgraded("6.2.14"), 9), Some(Layout::File));
+        let plan = plan(&sketch("9.1.2").catalog(), Target::Latest).unwrap();
+        let valkey = head(RdbMagic::Valkey, 80);
+        assert_eq!(
+            Layout::for_servers(Some(&valkey), &plan),
+            Some(Layout::Directory)
+        );
+    }
+}

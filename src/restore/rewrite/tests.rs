@@ -312,35 +312,45 @@ fn empty_commands_and_nonsense_pass() {
     assert_eq!(rewrite(ALL, &input, &[]).1.ttls, 1);
 }
 
-/// The stream behind the payload of a capture, and the version of its server.
-fn captures() -> BTreeMap<String, Vec<u8>> {
-    let folder =
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("proto-fixtures/psync/valid");
-    let mut captures = BTreeMap::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let Ok(bytes) = std::fs::read(path.join("fullsync-disk.bin")) else {
-            continue;
-        };
+macro_rules! full_syncs {
+    ($($name:literal),+ $(,)?) => {
+        [$(($name, include_bytes!(concat!(
+            env!("CARGO_MANIFEST_DIR"), "/proto-fixtures/psync/valid/", $name, "/fullsync-disk.bin"
+        )).as_slice())),+]
+    };
+}
+
+/// What real servers sent, by their version.
+const FULL_SYNCS: [(&str, &[u8]); 10] = full_syncs![
+    "redis-2.8.24",
+    "redis-3.2.13",
+    "redis-4.0.14",
+    "redis-5.0.14",
+    "redis-6.2.14",
+    "redis-7.0.15",
+    "redis-7.2.6",
+    "redis-8.0.6",
+    "valkey-8.0.1",
+    "valkey-9.1.2",
+];
+
+/// The replication streams behind their payloads.
+fn captures() -> BTreeMap<&'static str, Vec<u8>> {
+    let stream = |bytes: &[u8]| {
         // `$<length>`, the payload, and then the commands.
         let line = bytes
-            .windows(6)
+            .windows(3)
             .position(|it| it.starts_with(b"\n$") && it[2].is_ascii_digit());
         let line = line.expect("a payload") + 2;
-        let end = line
-            + bytes[line..]
-                .iter()
-                .position(|byte| *byte == b'\r')
-                .unwrap();
-        let length: usize = std::str::from_utf8(&bytes[line..end])
-            .unwrap()
-            .parse()
-            .unwrap();
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        captures.insert(name, bytes[end + 2 + length..].to_vec());
-    }
-    assert!(captures.len() >= 10);
-    captures
+        let end = bytes[line..].iter().position(|byte| *byte == b'\r');
+        let end = line + end.unwrap();
+        let length = std::str::from_utf8(&bytes[line..end]).unwrap();
+        bytes[end + 2 + length.parse::<usize>().unwrap()..].to_vec()
+    };
+    FULL_SYNCS
+        .iter()
+        .map(|(name, bytes)| (*name, stream(bytes)))
+        .collect()
 }
 
 #[test]
