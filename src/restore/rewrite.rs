@@ -19,6 +19,7 @@ use bytes::Bytes;
 use crate::archive::plan::Rewriting;
 use crate::position::UnixMillis;
 use crate::proto::handshake::command;
+use crate::proto::resp::whole_line;
 
 /// The longest key that is kept for the command behind its own, bytes. A longer one stays as it is.
 pub const KEY_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -233,6 +234,10 @@ impl Rewriter {
         let mut held_from = 0;
         while next < bytes.len() {
             if self.place == Place::Command {
+                next += plain(&bytes[next..], self.rewriting);
+                if next == bytes.len() {
+                    break;
+                }
                 self.at = at;
                 self.holding = self.rewriting.field_persist;
                 held_from = next;
@@ -443,6 +448,31 @@ impl Rewriter {
             (Next::Option, _) => Next::Option,
         };
     }
+}
+
+/// The fast way: how many bytes at the front are whole commands that pass.
+fn plain(bytes: &[u8], rewriting: Rewriting) -> usize {
+    let mut passed = 0;
+    while let Some(length) = plain_command(&bytes[passed..], rewriting) {
+        passed += length;
+    }
+    passed
+}
+
+/// The length of the command at the front, where it is whole and passes.
+fn plain_command(bytes: &[u8], rewriting: Rewriting) -> Option<usize> {
+    let (count, mut at) = whole_line(b'*', bytes)?;
+    for number in 0..count {
+        let (length, line) = whole_line(b'$', bytes.get(at..)?)?;
+        let body = at + line;
+        at = body + usize::try_from(length).ok()?;
+        let argument = bytes.get(body..at)?;
+        if number == 0 && Kind::of(argument, count, rewriting) != Kind::Other {
+            return None;
+        }
+        at += 2;
+    }
+    (at <= bytes.len()).then_some(at)
 }
 
 /// Bytes `from..to`, if there are any.
