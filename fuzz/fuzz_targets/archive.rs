@@ -198,6 +198,7 @@ fn timeline(before: &[TimelineDocument], word: &[u8]) -> TimelineDocument {
         id: id(word[3]),
         parent,
         start: Offset::new(u64::from(word[2])),
+        mapped: word[1] % 7 == 0,
         suspect: (word[1] % 5 == 0).then(|| "why".into()),
         created_at: UnixMillis(u64::from(word[1])),
         created_by: String::new(),

@@ -80,6 +80,10 @@ pub struct TimelineDocument {
     /// a seed had to use an id of its own.
     #[serde(with = "offset")]
     pub start: Offset,
+    /// It stands for a seed whose bytes were rewritten: a server filled under `id` holds at offset `start` what the
+    /// parent holds at its own. Before that it holds less, and nothing is ever stored here.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub mapped: bool,
     /// Why it is never chosen as the head until it is accepted; none where nothing is wrong.
     #[serde(default)]
     pub suspect: Option<String>,
@@ -105,6 +109,21 @@ pub struct Source {
     /// Its address, without secrets.
     #[serde(default)]
     pub address: String,
+    /// It was a replica itself: the replication stream is spelled as its master does, whose version is unknown.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub replica: bool,
+}
+
+impl Source {
+    /// The first two numbers of its version, where it has such.
+    pub fn version_numbers(&self) -> Option<(u32, u32)> {
+        let mut numbers = self.version.split('.').map(|part| part.parse().ok());
+        Some((numbers.next()??, numbers.next()??))
+    }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// `accepted-….json`: the note that makes a suspect timeline eligible as the head.
@@ -268,6 +287,7 @@ mod tests {
                 offset: Offset::new(u64::MAX - 1),
             }),
             start: Offset::new(77),
+            mapped: false,
             suspect: None,
             created_at: UnixMillis(1_700_000_000_000),
             created_by: "perennial 0.1.0".to_owned(),
@@ -276,6 +296,7 @@ mod tests {
                 version: "7.0.15".to_owned(),
                 run_id: "f00d".to_owned(),
                 address: "127.0.0.1:6379".to_owned(),
+                replica: false,
             },
         }
     }
@@ -310,6 +331,19 @@ mod tests {
             TimelineDocument::decode(text.as_bytes()).unwrap(),
             timeline()
         );
+    }
+
+    #[test]
+    fn what_is_rare_is_spelled_only_where_it_is_so() {
+        let mut rare = timeline();
+        (rare.mapped, rare.source.replica) = (true, true);
+        let text = String::from_utf8(rare.encode().to_vec()).unwrap();
+        assert!(
+            text.contains("  \"start\": 77,\n  \"mapped\": true,\n"),
+            "{text}"
+        );
+        assert!(text.contains("    \"replica\": true\n"), "{text}");
+        assert_eq!(TimelineDocument::decode(text.as_bytes()).unwrap(), rare);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use serde::Serialize;
 
+use crate::archive::document::Source;
 use crate::archive::timeline::{Catalog, SegmentEntry, SnapshotEntry, Timeline};
 use crate::position::{Offset, Position, ReplicationId, TimelineSeq, UnixMillis};
 
@@ -59,6 +60,34 @@ fn nearest(before: Option<Offset>, after: Option<Offset>) -> String {
     }
 }
 
+/// What a later replay of a server's replication stream needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Rewriting {
+    /// TTLs may be spelled relative to the moment of the write (`protocol-facts` 6.1).
+    pub relative_ttl: bool,
+    /// HPERSIST is passed over once the TTL of the field has run out (`protocol-facts` 6.3).
+    pub field_persist: bool,
+}
+
+impl Rewriting {
+    /// What bytes of this server may need. Of a server that cannot be told nothing is taken for granted: what is
+    /// spelled absolute passes unchanged anyway.
+    pub fn of(source: &Source) -> Self {
+        let redis = source.server != "valkey";
+        let version = source.version_numbers();
+        Self {
+            // A replica passes on what its master spells, which may be an older server.
+            relative_ttl: source.replica || (redis && version.is_none_or(|it| it < (7, 0))),
+            field_persist: redis && version.is_none_or(|it| it >= (7, 4)),
+        }
+    }
+
+    /// Whether there is nothing to look for.
+    pub const fn is_none(self) -> bool {
+        !self.relative_ttl && !self.field_persist
+    }
+}
+
 /// A contiguous part of the replication stream on one timeline: the bytes in `(after, to]`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Leg {
@@ -66,6 +95,8 @@ pub struct Leg {
     pub timeline: TimelineSeq,
     /// Its replication id.
     pub id: ReplicationId,
+    /// The server that sent the bytes.
+    pub source: Source,
     /// The offset before the first byte.
     pub after: Offset,
     /// The last byte.
@@ -95,6 +126,13 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether some of the replication stream may have to be rewritten before it is replayed.
+    pub fn may_be_rewritten(&self) -> bool {
+        self.legs
+            .iter()
+            .any(|leg| !Rewriting::of(&leg.source).is_none())
+    }
+
     /// Bytes of replication stream to apply.
     pub fn stream_bytes(&self) -> u64 {
         self.legs
@@ -320,6 +358,7 @@ fn leg(timeline: &Timeline, after: Offset, to: Offset) -> Leg {
     Leg {
         timeline: timeline.seq(),
         id: timeline.id(),
+        source: timeline.document.source.clone(),
         after,
         to,
         segments,
@@ -508,6 +547,68 @@ mod tests {
             continuation(&catalog, at(1, 90), Target::Latest).is_err(),
             "beyond the fork"
         );
+    }
+
+    #[test]
+    fn what_may_be_rewritten_follows_from_the_server() {
+        let of = |server: &str, version: &str, replica| {
+            let rewriting = Rewriting::of(&Source {
+                server: server.into(),
+                version: version.into(),
+                replica,
+                ..Source::default()
+            });
+            (rewriting.relative_ttl, rewriting.field_persist)
+        };
+        assert_eq!(of("redis", "2.8.24", false), (true, false));
+        assert_eq!(of("redis", "6.2.14", false), (true, false));
+        assert_eq!(of("redis", "7.0.15", false), (false, false));
+        assert_eq!(of("redis", "7.2.6", false), (false, false));
+        assert_eq!(of("redis", "7.4.1", false), (false, true));
+        assert_eq!(of("redis", "8.0.2", false), (false, true));
+        assert_eq!(of("redis", "10.0.0", false), (false, true));
+        assert_eq!(of("valkey", "8.1.1", false), (false, false));
+        assert_eq!(of("valkey", "9.1.2", false), (false, false));
+        assert_eq!(
+            of("redis", "7.0.15", true),
+            (true, false),
+            "of an older master?"
+        );
+        assert_eq!(of("valkey", "8.1.1", true), (true, false));
+        assert_eq!(of("redis", "?", false), (true, true));
+        assert_eq!(of("", "", false), (true, true));
+    }
+
+    #[test]
+    fn each_leg_knows_its_server() {
+        let sketch = |version| {
+            Sketch::default()
+                .timeline(1, 1, None, 0)
+                .version(version)
+                .snapshot(0)
+                .segment(1, 100)
+                .timeline(2, 2, Some((1, 100)), 130)
+                .mapped()
+                .timeline(3, 3, Some((2, 130)), 130)
+                .segment(131, 140)
+                .catalog()
+        };
+        let plan = |version| plan(&sketch(version), Target::Latest).unwrap();
+        let versions: Vec<String> = plan("6.2.14")
+            .legs
+            .iter()
+            .map(|leg| leg.source.version.clone())
+            .collect();
+        assert_eq!(versions, ["6.2.14", "7.0.15"]);
+        assert!(plan("6.2.14").may_be_rewritten());
+        assert!(!plan("7.0.15").may_be_rewritten());
+        assert!(!plan("7.0.15").offsets_continuous);
+        let from_within = continuation(&sketch("6.2.14"), at(3, 135), Target::Latest).unwrap();
+        assert!(from_within.offsets_continuous && !from_within.may_be_rewritten());
+        let across = continuation(&sketch("6.2.14"), at(1, 60), Target::Latest).unwrap();
+        assert!(!across.offsets_continuous && across.may_be_rewritten());
+        let inside = continuation(&sketch("7.0.15"), at(2, 120), Target::Latest);
+        assert!(inside.is_err(), "no bytes are stored there");
     }
 
     #[test]

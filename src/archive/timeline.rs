@@ -143,7 +143,8 @@ impl Timeline {
         }));
     }
 
-    fn has_content(&self) -> bool {
+    /// Whether anything is stored under it.
+    pub fn has_content(&self) -> bool {
         !self.snapshots.is_empty() || !self.segments.is_empty()
     }
 }
@@ -419,6 +420,27 @@ impl Catalog {
             .map(|(_, position)| position)
     }
 
+    /// When the last byte that a timeline speaks of was received: of one that stands for a seed, its parent's.
+    /// Nothing was heard of a server when such a one was made.
+    pub fn received_at(&self, seq: TimelineSeq) -> UnixMillis {
+        let mut current = self.timelines.get(&seq);
+        while let Some(timeline) = current {
+            if !timeline.document.mapped || timeline.has_content() {
+                return timeline.last_at();
+            }
+            current = self.parent(timeline).map(|(parent, _)| parent);
+        }
+        UnixMillis::default()
+    }
+
+    /// Whether a server under `id` at `offset` was being filled by a seed of this archive that it did not see the
+    /// end of: what it holds is an older state of what the seed restores.
+    pub fn is_unfinished_seed(&self, id: ReplicationId, offset: Offset) -> bool {
+        self.timelines.values().any(|timeline| {
+            timeline.document.mapped && timeline.id() == id && offset < timeline.document.start
+        })
+    }
+
     /// `true` where anything at all can be restored.
     pub fn has_data(&self) -> bool {
         self.timelines.keys().any(|seq| self.end(*seq).is_some())
@@ -462,7 +484,7 @@ impl Catalog {
         let head = self.head()?;
         let head_timeline = self.timelines.get(&head.timeline)?;
         let head_began = head_timeline.document.created_at;
-        let head_last_at = head_timeline.last_at();
+        let head_last_at = self.received_at(head.timeline);
         // A person who accepted the head chose it over everything that was there, not over what came later.
         let chosen = head_timeline.accepted.zip(head_timeline.accepted_at);
         let chosen_over = |timeline: &Timeline| {
@@ -523,6 +545,7 @@ pub(crate) mod sketch {
                     offset: Offset::new(offset),
                 }),
                 start: Offset::new(start),
+                mapped: false,
                 suspect: None,
                 created_at: UnixMillis(u64::from(seq) * 1000),
                 created_by: "test".into(),
@@ -531,8 +554,19 @@ pub(crate) mod sketch {
                     version: "7.0.15".into(),
                     run_id: format!("run-{byte}"),
                     address: "127.0.0.1:6379".into(),
+                    replica: false,
                 },
             });
+            self
+        }
+
+        pub(crate) fn mapped(mut self) -> Self {
+            self.documents.last_mut().unwrap().mapped = true;
+            self
+        }
+
+        pub(crate) fn version(mut self, version: &str) -> Self {
+            self.documents.last_mut().unwrap().source.version = version.into();
             self
         }
 
@@ -557,12 +591,16 @@ pub(crate) mod sketch {
         }
 
         pub(crate) fn segment(self, first: u64, last: u64) -> Self {
+            self.segment_at(first, last, first, last)
+        }
+
+        pub(crate) fn segment_at(self, first: u64, last: u64, first_at: u64, last_at: u64) -> Self {
             let (seq, id) = self.last();
             let span = Span {
                 first: Offset::new(first),
                 last: Offset::new(last),
-                first_at: UnixMillis(first),
-                last_at: UnixMillis(last),
+                first_at: UnixMillis(first_at),
+                last_at: UnixMillis(last_at),
             };
             self.push(Object::Segment {
                 seq,

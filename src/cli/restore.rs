@@ -58,33 +58,72 @@ pub async fn run(arguments: RestoreArguments) -> anyhow::Result<()> {
     .await;
     progress.end();
     let restored = restored?;
-    if arguments.json {
+    say_restored(&planned, &restored, arguments.json);
+    Ok(())
+}
+
+fn say_restored(planned: &Plan, restored: &to_dir::Restored, json: bool) {
+    let (layout, tally) = (restored.layout, restored.rewritten);
+    if let Some(warning) = tally.warning() {
+        tracing::warn!("{warning}");
+    }
+    let start = format!(
+        "{} --dir {} --appendonly {}",
+        if restored.server.starts_with("valkey") {
+            "valkey-server"
+        } else {
+            "redis-server"
+        },
+        restored.directory.display(),
+        layout.append_only(),
+    );
+    if json {
         say(&json!({
             "directory": restored.directory,
+            "layout": layout.name(),
+            "appendonly": layout.append_only(),
+            "start": start,
             "timeline": planned.target.timeline.as_u32(),
             "offset": planned.target.offset.as_u64(),
             "until_ms": planned.until.0,
             "payload_bytes": restored.payload_bytes,
             "stream_bytes": restored.stream_bytes,
+            "rewritten_ttls": tally.ttls,
+            "rewritten_hpersists": tally.field_persists,
+            "scripts": tally.scripts,
             "server": restored.server,
             "moved_aside": restored.moved_aside,
         })
         .to_string());
-    } else {
-        for name in &restored.moved_aside {
-            say(&format!("what was there is kept as {name}"));
-        }
+        return;
+    }
+    for name in &restored.moved_aside {
+        say(&format!("what was there is kept as {name}"));
+    }
+    say(&format!(
+        "restored {} to {}: {} of snapshot and {} of replication stream, written by {}",
+        planned.target,
+        restored.directory.join(layout.name()).display(),
+        bytesize::ByteSize(restored.payload_bytes),
+        bytesize::ByteSize(restored.stream_bytes),
+        restored.server,
+    ));
+    if tally.is_changed() {
         say(&format!(
-            "restored {} to {}: {} of snapshot and {} of replication stream, written by {}\nstart a server on it:\n  redis-server --dir {} --appendonly yes",
-            planned.target,
-            restored.directory.display(),
-            bytesize::ByteSize(restored.payload_bytes),
-            bytesize::ByteSize(restored.stream_bytes),
-            restored.server,
-            restored.directory.display(),
+            "{} relative TTLs got their absolute time, {} HPERSISTs were made to work",
+            tally.ttls, tally.field_persists
         ));
     }
-    Ok(())
+    say(&format!("start a server on it:\n  {start}"));
+    match layout {
+        to_dir::Layout::Directory => {}
+        to_dir::Layout::File => {
+            say("(one append-only file, for 4.0 to 6.2; later versions take it over at the start)")
+        }
+        to_dir::Layout::Dump => say(
+            "(only with appendonly no: with appendonly yes the server would pass over dump.rdb and start EMPTY)",
+        ),
+    }
 }
 
 fn is_missing(error: &CatalogError) -> bool {

@@ -15,8 +15,9 @@ use crate::config::RunOptions;
 use crate::decide::{Action, Look, Policy, Refusal, Server, before_sync, look};
 use crate::follow::{FollowEnd, Follower, backoff, jittered};
 use crate::position::Ticks;
+use crate::restore::mapped::PrepareError;
 use crate::restore::seeder::{Seeder, SeederOptions};
-use crate::restore::to_replica::{Approach, Seed, SeedError, summary};
+use crate::restore::to_replica::{Approach, Seed, SeedError};
 use crate::server::control::Control;
 use crate::server::info::Info;
 use crate::store::Store;
@@ -465,7 +466,6 @@ impl Runner {
                 "not ready: not seeding from a shorter history: {damaged}"
             ))));
         }
-        tracing::info!("seeding {}: {}", self.options.redis, summary(&planned));
         let (seeder, local_ip, same_machine) =
             (&self.seeder, control.local_ip(), control.is_local());
         let (policy, now) = (self.options.seed, self.clock.unix());
@@ -484,7 +484,9 @@ impl Runner {
         let seed = Seed {
             store: Arc::clone(&self.store),
             archive: self.archive.archive,
+            catalog: &loaded.catalog,
             plan: planned,
+            address: self.options.redis.to_string(),
             seeder,
             approach,
             clock: &*self.clock,
@@ -495,9 +497,9 @@ impl Runner {
                 tracing::info!(offset = %end, "seeded: {} is a master again", self.options.redis);
                 Ok(Round::Again)
             }
-            Err(error @ SeedError::Changed { .. }) => {
-                Ok(Round::Later(Said::new(format!("not seeded: {error}"))))
-            }
+            Err(
+                error @ (SeedError::Changed { .. } | SeedError::Prepare(PrepareError::NumberTaken)),
+            ) => Ok(Round::Later(Said::new(format!("not seeded: {error}")))),
             Err(error) => {
                 self.seeds_failed += 1;
                 Ok(Round::AfterSeed(error))

@@ -38,10 +38,7 @@ pub fn as_json(loaded: &Loaded, address: &str, now: UnixMillis) -> Value {
     let catalog = &loaded.catalog;
     let head = catalog.head();
     let head_json = head.map(|head| {
-        let at = catalog
-            .timeline(head.timeline)
-            .map(Timeline::last_at)
-            .unwrap_or_default();
+        let at = catalog.received_at(head.timeline);
         json!({ "timeline": head.timeline.as_u32(), "offset": head.offset.as_u64(), "at": at.0 })
     });
     json!({
@@ -63,12 +60,13 @@ fn timeline_json(catalog: &Catalog, timeline: &Timeline) -> Value {
         "id": timeline.id().to_string(),
         "parent": document.parent.map(position),
         "start": document.start.as_u64(),
+        "mapped": document.mapped,
         "end": catalog.end(seq).map(|end| end.as_u64()),
         "suspect": catalog.suspect(seq),
         "accepted": timeline.accepted.is_some(),
         "head": catalog.head().is_some_and(|head| head.timeline == seq),
         "created_at": document.created_at.0,
-        "last_at": timeline.last_at().0,
+        "last_at": catalog.received_at(seq).0,
         "snapshots": timeline.snapshots.iter().map(|snapshot| json!({
             "offset": snapshot.offset.as_u64(), "at": snapshot.at.0, "bytes": snapshot.bytes,
         })).collect::<Vec<_>>(),
@@ -149,10 +147,7 @@ fn as_text(loaded: &Loaded, address: &str, now: UnixMillis) -> String {
     }];
     match catalog.head() {
         Some(head) => {
-            let at = catalog
-                .timeline(head.timeline)
-                .map(Timeline::last_at)
-                .unwrap_or_default();
+            let at = catalog.received_at(head.timeline);
             lines.push(format!(
                 "latest  {head}\n    last byte received {} ({})",
                 time(at),
@@ -179,6 +174,9 @@ fn as_text(loaded: &Loaded, address: &str, now: UnixMillis) -> String {
 pub fn timeline_line(catalog: &Catalog, timeline: &Timeline) -> String {
     let seq = timeline.seq();
     let origin = match timeline.document.parent {
+        Some(parent) if timeline.document.mapped => {
+            format!("stands for a seed of {parent} with rewritten bytes")
+        }
         Some(parent) => format!("continues {parent}"),
         None => "begins with a snapshot".into(),
     };

@@ -1,6 +1,6 @@
 //! How a server's history relates to the archive's.
 
-use crate::archive::timeline::{Catalog, Timeline};
+use crate::archive::timeline::Catalog;
 use crate::position::{Offset, Position, ReplicationId, UnixMillis};
 
 /// What the server is to us.
@@ -67,6 +67,9 @@ pub enum Relation {
     /// The server stands at a position of the head's own history that the archive does not hold: before its
     /// first snapshot, or in a gap. It has nothing that the head does not have.
     Older,
+    /// A seed under an id of its own was cut short: the server is half filled. Wherever the head is now, it has
+    /// nothing that the archive does not have.
+    HalfFilled,
     /// The server continues a covered position that is not the head: a branch that lived on.
     Branch(Offer),
     /// Nothing connects the two.
@@ -104,8 +107,7 @@ const CLOCK_SKEW_MILLIS: u64 = 5_000;
 pub fn look(server: &Server, catalog: &Catalog, now: UnixMillis) -> Look {
     let head_last_at = catalog
         .head()
-        .and_then(|head| catalog.timeline(head.timeline))
-        .map(Timeline::last_at);
+        .map(|head| catalog.received_at(head.timeline));
     // A clock that was set back proves nothing: taken for a restart, which trusts the server less. Streamers'
     // clocks differ by seconds.
     let started_after = |at: UnixMillis| {
@@ -133,6 +135,9 @@ fn relate(server: &Server, catalog: &Catalog) -> Relation {
     {
         return Relation::Inside(offer);
     }
+    if server.role == Role::ReplicaOfUs && catalog.is_unfinished_seed(server.id, server.offset) {
+        return Relation::HalfFilled;
+    }
     if server.role == Role::ReplicaOfUs && is_older(catalog, server.id, server.offset) {
         return Relation::Older;
     }
@@ -150,8 +155,13 @@ fn relate(server: &Server, catalog: &Catalog) -> Relation {
         };
     };
     // Through the previous id it has been a master since: as a replica of ours it may hold what clients wrote.
-    if is_older(catalog, id, last) && (server.untouched || server.role != Role::ReplicaOfUs) {
-        return Relation::Older;
+    if server.untouched || server.role != Role::ReplicaOfUs {
+        if catalog.is_unfinished_seed(id, last) {
+            return Relation::HalfFilled;
+        }
+        if is_older(catalog, id, last) {
+            return Relation::Older;
+        }
     }
     if let Some(offer) = covered(catalog, id, last) {
         return if offer.tip {
@@ -448,6 +458,110 @@ pub(super) mod tests {
             Relation::Tip(offer(2, 2, 200, true)),
             "ahead of us: it is not inside, and the table promotes it"
         );
+    }
+
+    /// Timeline 1 (id 1) to 100; a seed of it under id 2 ends at 130.
+    fn seeded_under_an_id_of_its_own() -> Sketch {
+        Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(0)
+            .segment(1, 100)
+            .timeline(2, 2, Some((1, 100)), 130)
+            .mapped()
+    }
+
+    #[test]
+    fn wherever_a_seed_under_an_id_of_its_own_is_cut_short_the_server_is_recognised() {
+        let catalog = seeded_under_an_id_of_its_own().catalog();
+        assert_eq!(catalog.head(), Some(at(2, 130)));
+        let ours = |byte, offset| Server {
+            role: Role::ReplicaOfUs,
+            untouched: false,
+            ..server(byte, offset)
+        };
+        for offset in [0, 50, 100, 129] {
+            assert_eq!(relate(&ours(2, offset), &catalog), Relation::HalfFilled);
+            assert_eq!(
+                relate(&promoted(9, 2, offset), &catalog),
+                Relation::HalfFilled
+            );
+        }
+        let whole = offer(2, 2, 130, true);
+        assert_eq!(relate(&ours(2, 130), &catalog), Relation::Inside(whole));
+        for offset in [130, 200] {
+            assert_eq!(
+                relate(&promoted(9, 2, offset), &catalog),
+                Relation::Tip(whole)
+            );
+        }
+        // The payload's own id and offset, from a dump.
+        assert_eq!(
+            relate(&ours(1, 0), &catalog),
+            Relation::Inside(offer(1, 1, 0, false))
+        );
+        assert_eq!(
+            relate(&promoted(9, 1, 60), &catalog),
+            Relation::Behind(offer(1, 1, 60, false))
+        );
+        // A replica of the server that is being filled: it is behind what we offer, and is asked again.
+        let replica = Server {
+            role: Role::Replica { link_up: true },
+            ..server(2, 50)
+        };
+        assert_eq!(relate(&replica, &catalog), Relation::Tip(whole));
+    }
+
+    #[test]
+    fn after_the_promotion_life_goes_on_behind_the_jump() {
+        let catalog = seeded_under_an_id_of_its_own()
+            .timeline(3, 3, Some((2, 130)), 130)
+            .segment(131, 150)
+            .catalog();
+        assert_eq!(
+            relate(&server(3, 160), &catalog),
+            Relation::Tip(offer(3, 3, 150, true))
+        );
+        assert_eq!(
+            relate(&promoted(9, 3, 140), &catalog),
+            Relation::Behind(offer(3, 3, 140, false))
+        );
+        assert_eq!(
+            relate(&promoted(9, 2, 130), &catalog),
+            Relation::Behind(offer(2, 2, 130, false)),
+            "it lacks what came after the promotion"
+        );
+        assert_eq!(
+            relate(&promoted(9, 1, 60), &catalog),
+            Relation::Behind(offer(1, 1, 60, false))
+        );
+    }
+
+    #[test]
+    fn half_filled_is_half_filled_wherever_the_head_is() {
+        let catalog = seeded_under_an_id_of_its_own()
+            .timeline(3, 3, None, 0)
+            .snapshot(7)
+            .catalog();
+        assert_eq!(catalog.head(), Some(at(3, 7)));
+        let ours = Server {
+            role: Role::ReplicaOfUs,
+            ..server(2, 50)
+        };
+        assert_eq!(relate(&ours, &catalog), Relation::HalfFilled);
+    }
+
+    #[test]
+    fn a_seed_that_came_to_nothing_is_no_sign_of_life() {
+        let catalog = seeded_under_an_id_of_its_own().catalog();
+        let bytes_at = catalog.timeline(TimelineSeq::FIRST).unwrap().last_at().0;
+        let seed_at = catalog.newest().unwrap().document.created_at.0;
+        assert!(bytes_at < seed_at);
+        let began_between = Server {
+            uptime_millis: 10_000 - (bytes_at + seed_at) / 2,
+            ..promoted(9, 1, 60)
+        };
+        let looked = look(&began_between, &catalog, UnixMillis(10_000));
+        assert!(looked.restarted, "it never saw the head");
     }
 
     #[test]

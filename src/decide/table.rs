@@ -130,7 +130,7 @@ fn master(look: &Look, policy: Policy) -> Action {
     let seedable = match look.relation {
         // An id that is known is a live history: it never seeds, empty or not.
         Relation::NoArchive | Relation::Tip(_) | Relation::Branch(_) | Relation::Inside(_) => false,
-        Relation::Behind(_) | Relation::Older => look.untouched,
+        Relation::Behind(_) | Relation::Older | Relation::HalfFilled => look.untouched,
         Relation::Unknown { .. } => look.untouched && look.empty,
     };
     if !seedable {
@@ -153,7 +153,7 @@ fn replica_of_us(look: &Look, policy: Policy) -> Action {
         Relation::Inside(offer) if offer.tip => Action::Promote,
         Relation::Inside(offer) => Action::ContinueReplica(offer),
         // It bears the id of our own history: no client wrote to it since.
-        Relation::Older => Action::SeedReplica,
+        Relation::Older | Relation::HalfFilled => Action::SeedReplica,
         Relation::Behind(_) if look.untouched => Action::SeedReplica,
         Relation::Unknown { .. } if look.empty => Action::SeedReplica,
         Relation::Behind(_) | Relation::Unknown { .. } => Action::Promote,
@@ -162,7 +162,11 @@ fn replica_of_us(look: &Look, policy: Policy) -> Action {
         (Action::Promote, _) | (_, Policy::StartOver) => Action::Promote,
         (_, Policy::Never) => Action::Refuse(Refusal::SeedForbidden),
         // A full resync would overwrite data, however old.
-        (Action::SeedReplica, Policy::IfEmpty) if !look.empty && !look.tainted => Action::Promote,
+        (Action::SeedReplica, Policy::IfEmpty)
+            if !look.empty && !look.tainted && look.relation != Relation::HalfFilled =>
+        {
+            Action::Promote
+        }
         (serve, Policy::Auto | Policy::IfEmpty) => unless_contested(look, serve),
     }
 }
@@ -177,7 +181,9 @@ fn follow(look: &Look, policy: Policy) -> Follow {
         Relation::NoArchive => (None, None),
         Relation::Tip(offer) | Relation::Inside(offer) => (Some(offer), None),
         Relation::Behind(offer) | Relation::Branch(offer) => (Some(offer), restarted(look)),
-        Relation::Older => (None, restarted(look).or(Some(Suspicion::UnknownPast))),
+        Relation::Older | Relation::HalfFilled => {
+            (None, restarted(look).or(Some(Suspicion::UnknownPast)))
+        }
         Relation::Unknown { same_process: true } => (None, None),
         Relation::Unknown {
             same_process: false,
@@ -223,7 +229,7 @@ mod tests {
         Role::Replica { link_up: false },
     ];
 
-    fn relations() -> [Relation; 9] {
+    fn relations() -> [Relation; 10] {
         [
             Relation::NoArchive,
             Relation::Tip(offer(1, 1, 100, true)),
@@ -232,6 +238,7 @@ mod tests {
             Relation::Inside(offer(1, 1, 100, true)),
             Relation::Branch(offer(2, 2, 100, false)),
             Relation::Older,
+            Relation::HalfFilled,
             Relation::Unknown {
                 same_process: false,
             },
@@ -239,7 +246,7 @@ mod tests {
         ]
     }
 
-    /// Every combination, with the action the table gives: 4 x 9 x 2 x 2 x 2 x 2 x 2 x 4.
+    /// Every combination, with the action the table gives: 4 x 10 x 2 x 2 x 2 x 2 x 2 x 4.
     fn everything() -> Vec<(Look, Policy, Action)> {
         let mut all = Vec::new();
         for role in ROLES {
@@ -260,7 +267,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(all.len(), 4 * 9 * 32 * 4);
+        assert_eq!(all.len(), 4 * 10 * 32 * 4);
         all
     }
 
@@ -403,6 +410,50 @@ mod tests {
                     && policy == Policy::Auto
             },
             |_, _| Action::SeedReplica,
+        );
+    }
+
+    #[test]
+    fn row_half_filled_is_filled_again_and_never_promoted_by_itself() {
+        let ours =
+            |look: &Look| look.role == Role::ReplicaOfUs && look.relation == Relation::HalfFilled;
+        row(
+            |look, policy| {
+                ours(look)
+                    && look.rival.is_none()
+                    && matches!(policy, Policy::Auto | Policy::IfEmpty)
+            },
+            |_, _| Action::SeedReplica,
+        );
+        for (look, policy, action) in everything() {
+            if ours(&look) && policy != Policy::StartOver {
+                assert_ne!(action, Action::Promote, "{look:?} under {policy:?}");
+            }
+        }
+        row(
+            |look, policy| {
+                look.role == Role::Master
+                    && look.relation == Relation::HalfFilled
+                    && look.untouched
+                    && look.rival.is_none()
+                    && policy == Policy::Auto
+            },
+            |_, _| Action::Seed,
+        );
+        row(
+            |look, policy| {
+                look.role == Role::Master
+                    && look.relation == Relation::HalfFilled
+                    && !look.untouched
+                    && policy != Policy::StartOver
+            },
+            |look, _| {
+                root(Some(if look.restarted {
+                    Suspicion::StaleAndWritten
+                } else {
+                    Suspicion::UnknownPast
+                }))
+            },
         );
     }
 
@@ -609,7 +660,7 @@ mod tests {
                 let ours = look.role == Role::ReplicaOfUs;
                 let proven_old = match look.relation {
                     Relation::Behind(_) => look.untouched,
-                    Relation::Older => look.untouched || ours,
+                    Relation::Older | Relation::HalfFilled => look.untouched || ours,
                     Relation::Inside(_) => ours && look.tainted,
                     _ => false,
                 };

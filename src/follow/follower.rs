@@ -667,6 +667,7 @@ impl Follower {
             id,
             parent,
             start,
+            mapped: false,
             suspect: suspect.map(|suspicion| suspicion.to_string()),
             created_at: self.clock.unix(),
             created_by: concat!("perennial ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -675,6 +676,7 @@ impl Follower {
                 version: info.version().to_owned(),
                 run_id: info.text("run_id").unwrap_or("?").to_owned(),
                 address: self.redis.to_string(),
+                replica: info.text("role") == Some("slave"),
             },
         }
     }

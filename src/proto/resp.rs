@@ -544,7 +544,7 @@ impl Number {
 /// A whole line of `marker`, up to nine digits and CR LF at the front of `bytes`: the number and how many
 /// bytes the line has. Nine digits are below both limits; other lines are rare and left to the slow way.
 #[inline]
-fn whole_line(marker: u8, bytes: &[u8]) -> Option<(u64, usize)> {
+pub(crate) fn whole_line(marker: u8, bytes: &[u8]) -> Option<(u64, usize)> {
     const DIGITS_MAX: usize = 9;
     let (&first, rest) = bytes.split_first()?;
     if first != marker {

@@ -1,7 +1,9 @@
 //! From the store to a server: a plan's bytes, checked on the way, into a running server or into files.
 
 mod door;
+pub mod mapped;
 mod refusal;
+pub mod rewrite;
 pub mod seeder;
 pub mod source;
 pub mod to_dir;

@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::door::{Door, Turned};
-use super::source::{self, SourceError};
+use super::source::{self, SourceError, Spelling};
 use crate::archive::layout::ArchiveId;
 use crate::archive::plan::Plan;
 use crate::clock::Clock;
@@ -68,11 +68,20 @@ pub struct Offering {
     pub listening_port: Option<u16>,
     /// Somebody is being served: one at a time.
     pub busy: AtomicBool,
-    /// Nothing is answered to PSYNC before this is `true`: a server that was taken over keeps its data until
+    /// Nothing is answered to PSYNC before this is said: a server that was taken over keeps its data until
     /// then, and can still be given back.
-    pub approved: watch::Sender<bool>,
+    pub approved: watch::Sender<Option<Approved>>,
     /// How far it has come.
     pub progress: watch::Sender<SeedProgress>,
+}
+
+/// How a plan is served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Approved {
+    /// The replication id: an archived one only for archived bytes.
+    pub id: ReplicationId,
+    /// Which bytes.
+    pub spelling: Spelling,
 }
 
 /// How far a replica has come.
@@ -447,16 +456,18 @@ impl Connection {
     }
 
     async fn serve(&mut self, offering: &Offering, offer: &PsyncOffer) -> Result<(), Ended> {
-        let plan = &offering.plan;
-        // Cannot fail: the sender is in the offering.
-        let _ = offering
-            .approved
-            .subscribe()
-            .wait_for(|approved| *approved)
-            .await;
+        let mut approved = offering.approved.subscribe();
+        let approved = match approved.wait_for(Option::is_some).await {
+            Ok(approved) => *approved,
+            Err(_) => None,
+        };
+        // Never: the sender is in the offering.
+        let Some(approved) = approved else {
+            return Err(Ended::Replaced);
+        };
         match offering.continue_at {
             Some((position, id)) if asks_for(offer, position.offset, id) => {
-                self.core.continue_with(self.clock.ticks(), plan.id)?;
+                self.core.continue_with(self.clock.ticks(), approved.id)?;
             }
             // A replica that should be continued asks for something else: never overwrite what it holds.
             Some(_) => {
@@ -467,9 +478,9 @@ impl Connection {
                     "the replica asked for another position than it stands at".into(),
                 ));
             }
-            None => self.send_payload(offering).await?,
+            None => self.send_payload(offering, approved.id).await?,
         }
-        self.send_stream(offering).await?;
+        self.send_stream(offering, approved.spelling).await?;
         offering
             .progress
             .send_modify(|progress| progress.all_sent = true);
@@ -494,15 +505,11 @@ impl Connection {
         }
     }
 
-    async fn send_payload(&mut self, offering: &Offering) -> Result<(), Ended> {
+    async fn send_payload(&mut self, offering: &Offering, id: ReplicationId) -> Result<(), Ended> {
         let plan = &offering.plan;
         let total = source::payload_bytes(&*offering.store, plan).await?;
-        self.core.full_resync(
-            self.clock.ticks(),
-            plan.id,
-            plan.snapshot.offset,
-            Some(total),
-        )?;
+        self.core
+            .full_resync(self.clock.ticks(), id, plan.snapshot.offset, Some(total))?;
         self.flush(offering).await?;
         let mut payload = source::payload(Arc::clone(&offering.store), offering.archive, plan);
         loop {
@@ -525,11 +532,12 @@ impl Connection {
         }
     }
 
-    async fn send_stream(&mut self, offering: &Offering) -> Result<(), Ended> {
+    async fn send_stream(&mut self, offering: &Offering, spelling: Spelling) -> Result<(), Ended> {
         let mut stream = source::stream(
             Arc::clone(&offering.store),
             offering.archive,
             &offering.plan,
+            spelling,
         );
         loop {
             self.flush(offering).await?;

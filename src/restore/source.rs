@@ -3,16 +3,17 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use tokio::sync::mpsc;
+use bytes::{Bytes, BytesMut};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use super::rewrite::{Rewriter, Tally};
 use crate::archive::block::{Block, Content, decode_header};
 use crate::archive::layout::{ArchiveId, Object, ObjectName};
-use crate::archive::plan::{Leg, Plan};
+use crate::archive::plan::{Leg, Plan, Rewriting};
 use crate::archive::segment::{SegmentError, SegmentReader};
 use crate::archive::snapshot::{SnapshotReadError, SnapshotReader};
-use crate::position::Offset;
+use crate::position::{Offset, UnixMillis};
 use crate::proto::resp::{CommandCursor, Malformed};
 use crate::store::{Store, StoreError};
 
@@ -22,6 +23,17 @@ const READ_BYTES: u64 = 4 * 1024 * 1024;
 const PIECES_AHEAD_MAX: usize = 2;
 /// The end block of a snapshot lies within this many last bytes of its object.
 const END_BLOCK_BYTES_MAX: u64 = 256 * 1024;
+/// A time further than this past what later bytes say came from a clock that was wrong, milliseconds.
+const CLOCK_AHEAD_MILLIS_MAX: u64 = 24 * 60 * 60 * 1000;
+
+/// Which bytes of the replication stream are wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Spelling {
+    /// As they were archived.
+    Archived,
+    /// As a later replay needs them: the same, where nothing has to be rewritten.
+    Rewritten,
+}
 
 /// Why an archive cannot be restored from.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +108,7 @@ pub enum SourceError {
 #[derive(Debug)]
 pub struct Checked {
     pieces: mpsc::Receiver<Result<Bytes, SourceError>>,
+    tally: watch::Receiver<Tally>,
     task: JoinHandle<()>,
 }
 
@@ -108,19 +121,29 @@ impl Checked {
         self.pieces.recv().await.transpose()
     }
 
+    /// What was rewritten in the bytes read so far; of all of them once [`next`](Self::next) has given `None`.
+    pub fn tally(&self) -> Tally {
+        *self.tally.borrow()
+    }
+
     fn spawn<F, Fut>(read: F) -> Self
     where
-        F: FnOnce(mpsc::Sender<Result<Bytes, SourceError>>) -> Fut,
+        F: FnOnce(mpsc::Sender<Result<Bytes, SourceError>>, watch::Sender<Tally>) -> Fut,
         Fut: Future<Output = Result<(), SourceError>> + Send + 'static,
     {
         let (sender, pieces) = mpsc::channel(PIECES_AHEAD_MAX);
-        let reading = read(sender.clone());
+        let (told, tally) = watch::channel(Tally::default());
+        let reading = read(sender.clone(), told);
         let task = tokio::spawn(async move {
             if let Err(error) = reading.await {
                 let _ = sender.send(Err(error)).await;
             }
         });
-        Self { pieces, task }
+        Self {
+            pieces,
+            tally,
+            task,
+        }
     }
 }
 
@@ -138,7 +161,7 @@ async fn give(sender: &mpsc::Sender<Result<Bytes, SourceError>>, bytes: Bytes) -
 /// The plan's RDB payload.
 pub fn payload(store: Arc<dyn Store>, archive: ArchiveId, plan: &Plan) -> Checked {
     let name = plan.snapshot.name.clone();
-    Checked::spawn(move |sender| async move {
+    Checked::spawn(move |sender, _| async move {
         let damaged = |error| SourceError::Snapshot {
             name: name.clone(),
             error: Box::new(error),
@@ -190,79 +213,202 @@ pub async fn payload_bytes(store: &dyn Store, plan: &Plan) -> Result<u64, Source
 }
 
 /// The plan's replication stream, cut at its target, which must be a command boundary.
-pub fn stream(store: Arc<dyn Store>, archive: ArchiveId, plan: &Plan) -> Checked {
+pub fn stream(
+    store: Arc<dyn Store>,
+    archive: ArchiveId,
+    plan: &Plan,
+    spelling: Spelling,
+) -> Checked {
     let (legs, target) = (plan.legs.clone(), plan.target.offset);
     let start = legs.first().map_or(target, |leg| leg.after);
-    Checked::spawn(move |sender| async move {
-        // Offsets may begin anew from leg to leg; the commands go on.
-        let mut cursor = CommandCursor::new(start, None);
+    let rewriting = spelling == Spelling::Rewritten && plan.may_be_rewritten();
+    Checked::spawn(move |sender, told| async move {
+        let mut stream = Stream {
+            // Offsets may begin anew from leg to leg; the commands go on.
+            cursor: CommandCursor::new(start, None),
+            rewriter: rewriting.then(|| Rewriter::new(Rewriting::default())),
+            times: Times::new(&legs),
+            sender,
+            told,
+        };
         for leg in &legs {
-            read_leg(&*store, archive, leg, &mut cursor, &sender).await?;
+            if !stream.read_leg(&*store, archive, leg).await? {
+                return Ok(());
+            }
         }
-        if cursor.at_boundary() {
+        if stream.cursor.at_boundary() {
             return Ok(());
         }
         Err(SourceError::NotABoundary {
             offset: target,
-            boundary: cursor.boundary().offset,
+            boundary: stream.cursor.boundary().offset,
         })
     })
 }
 
-async fn read_leg(
-    store: &dyn Store,
-    archive: ArchiveId,
-    leg: &Leg,
-    cursor: &mut CommandCursor,
-    sender: &mpsc::Sender<Result<Bytes, SourceError>>,
-) -> Result<(), SourceError> {
-    let mut reached = leg.after;
-    for segment in &leg.segments {
-        let name = &segment.name;
-        let damaged = |error| SourceError::Segment {
-            name: name.clone(),
-            error: Box::new(error),
-        };
-        if segment.span.first > reached.next() {
-            return Err(SourceError::Hole {
-                timeline: leg.timeline,
-                name: name.clone(),
-                expected: reached.next(),
-            });
+/// A replication stream that is being read.
+struct Stream {
+    cursor: CommandCursor,
+    rewriter: Option<Rewriter>,
+    times: Times,
+    sender: mpsc::Sender<Result<Bytes, SourceError>>,
+    told: watch::Sender<Tally>,
+}
+
+impl Stream {
+    /// `false` where nobody takes any more.
+    async fn read_leg(
+        &mut self,
+        store: &dyn Store,
+        archive: ArchiveId,
+        leg: &Leg,
+    ) -> Result<bool, SourceError> {
+        if let Some(rewriter) = &mut self.rewriter {
+            rewriter.set_rewriting(Rewriting::of(&leg.source));
         }
-        let object = Object::parse(name.as_str()).ok_or_else(|| SourceError::WrongKind {
-            name: name.clone(),
-            kind: "segment",
-        })?;
-        let mut reader = SegmentReader::new(&object)
-            .map_err(damaged)?
-            .in_archive(archive);
-        let mut at = 0;
-        loop {
-            let bytes = store.read(name, Some(at..at + READ_BYTES)).await?;
-            if bytes.is_empty() {
-                break;
+        let mut reached = leg.after;
+        for segment in &leg.segments {
+            self.times.begin_segment();
+            let name = &segment.name;
+            let damaged = |error| SourceError::Segment {
+                name: name.clone(),
+                error: Box::new(error),
+            };
+            if segment.span.first > reached.next() {
+                return Err(SourceError::Hole {
+                    timeline: leg.timeline,
+                    name: name.clone(),
+                    expected: reached.next(),
+                });
             }
-            at += bytes.len() as u64;
-            reader.push(bytes);
-            while let Some(block) = reader.next().map_err(damaged)? {
-                let bytes = cut(block, reached, leg.to);
-                reached = reached.plus(bytes.len() as u64);
-                cursor.feed(&bytes)?;
-                if !give(sender, bytes).await {
-                    return Ok(());
+            let object = Object::parse(name.as_str()).ok_or_else(|| SourceError::WrongKind {
+                name: name.clone(),
+                kind: "segment",
+            })?;
+            let mut reader = SegmentReader::new(&object)
+                .map_err(damaged)?
+                .in_archive(archive);
+            let mut at = 0;
+            loop {
+                let bytes = store.read(name, Some(at..at + READ_BYTES)).await?;
+                if bytes.is_empty() {
+                    break;
+                }
+                at += bytes.len() as u64;
+                reader.push(bytes);
+                while let Some(block) = reader.next().map_err(damaged)? {
+                    let marks = self.rewriter.as_ref().map(|_| Marks::of(&block));
+                    let bytes = cut(block, reached, leg.to);
+                    let first = reached.next();
+                    reached = reached.plus(bytes.len() as u64);
+                    self.cursor.feed(&bytes)?;
+                    if !self.give(bytes, first, marks).await {
+                        return Ok(false);
+                    }
                 }
             }
+            reader.finish().map_err(damaged)?;
         }
-        reader.finish().map_err(damaged)?;
+        if reached != leg.to {
+            return Err(SourceError::Short {
+                expected: leg.to,
+                found: reached,
+            });
+        }
+        Ok(true)
     }
-    if reached != leg.to {
-        return Err(SourceError::Short {
-            expected: leg.to,
-            found: reached,
-        });
+
+    /// Sends bytes whose first one has offset `first`, rewritten where that was asked for. `false` where nobody
+    /// takes any more.
+    async fn give(&mut self, bytes: Bytes, first: Offset, marks: Option<Marks>) -> bool {
+        let (Some(rewriter), Some(marks)) = (&mut self.rewriter, marks) else {
+            return give(&self.sender, bytes).await;
+        };
+        let mut out = Vec::new();
+        let mut rest = bytes;
+        let mut next = first;
+        for (at, last) in marks.0 {
+            let at = self.times.at(at);
+            let length = usize::try_from(last.next().bytes_since(next)).unwrap_or(usize::MAX);
+            let piece = rest.split_to(length.min(rest.len()));
+            next = next.plus(piece.len() as u64);
+            rewriter.push(&piece, at, &mut out);
+        }
+        self.told.send_replace(rewriter.tally());
+        let bytes = match out.len() {
+            0 | 1 => out.pop().unwrap_or_default(),
+            _ => joined(&out),
+        };
+        give(&self.sender, bytes).await
     }
-    Ok(())
+}
+
+fn joined(pieces: &[Bytes]) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
+    for piece in pieces {
+        bytes.extend_from_slice(piece);
+    }
+    bytes.freeze()
+}
+
+/// When the bytes of a block were received, up to which offset each.
+struct Marks(Vec<(UnixMillis, Offset)>);
+
+impl Marks {
+    fn of(block: &Block) -> Self {
+        let marks = block.marks.iter().map(|mark| (mark.at, mark.offset));
+        // What no mark speaks of was received with the last bytes.
+        let rest = (block.header.last_at, Offset::new(u64::MAX));
+        Self(marks.chain([rest]).collect())
+    }
+}
+
+/// Makes the times of a plan's bytes monotone: clocks are set back, and some were wrong.
+struct Times {
+    /// For each segment, the earliest time at which any later one begins.
+    later: std::vec::IntoIter<UnixMillis>,
+    earliest_later: UnixMillis,
+    now: UnixMillis,
+}
+
+impl Times {
+    fn new(legs: &[Leg]) -> Self {
+        let segments = legs.iter().flat_map(|leg| &leg.segments);
+        let begins: Vec<UnixMillis> = segments.map(|segment| segment.span.first_at).collect();
+        let mut earliest = UnixMillis(u64::MAX);
+        let mut later: Vec<UnixMillis> = begins
+            .iter()
+            .rev()
+            .map(|begin| {
+                let behind = earliest;
+                earliest = earliest.min(*begin);
+                behind
+            })
+            .collect();
+        later.reverse();
+        Self {
+            later: later.into_iter(),
+            earliest_later: UnixMillis(u64::MAX),
+            now: UnixMillis(0),
+        }
+    }
+
+    fn begin_segment(&mut self) {
+        self.earliest_later = self.later.next().unwrap_or(UnixMillis(u64::MAX));
+    }
+
+    /// The time that counts for bytes which the clock says were received at `at`. A clock that was set back is
+    /// held at the latest time; one that was far ahead, as the bytes behind it show, counts as those.
+    fn at(&mut self, at: UnixMillis) -> UnixMillis {
+        let highest = self.earliest_later.0.saturating_add(CLOCK_AHEAD_MILLIS_MAX);
+        let trusted = if at.0 > highest {
+            self.earliest_later
+        } else {
+            at
+        };
+        self.now = self.now.max(trusted);
+        self.now
+    }
 }
 
 /// The part of a block that lies in `(reached, to]`: neighbours overlap byte for byte.
@@ -278,4 +424,48 @@ fn cut(block: Block, reached: Offset, to: Offset) -> Bytes {
         return Bytes::new();
     }
     bytes.split_off(skip)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::plan::{Target, plan};
+    use crate::archive::timeline::sketch::Sketch;
+
+    const DAY: u64 = CLOCK_AHEAD_MILLIS_MAX;
+
+    /// Times for segments that begin at these.
+    fn times(begins: &[u64]) -> Times {
+        let mut sketch = Sketch::default().timeline(1, 1, None, 0).snapshot(0);
+        for (number, begin) in (0..).zip(begins) {
+            sketch = sketch.segment_at(number * 10 + 1, number * 10 + 10, *begin, *begin);
+        }
+        Times::new(&plan(&sketch.catalog(), Target::Latest).unwrap().legs)
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_is_held() {
+        let mut times = times(&[1000, 900]);
+        times.begin_segment();
+        assert_eq!(times.at(UnixMillis(1000)), UnixMillis(1000));
+        times.begin_segment();
+        assert_eq!(times.at(UnixMillis(900)), UnixMillis(1000));
+        assert_eq!(times.at(UnixMillis(1001)), UnixMillis(1001));
+    }
+
+    #[test]
+    fn a_clock_that_was_far_ahead_is_not_believed() {
+        let mut times = times(&[1000, 50 * DAY, 2000]);
+        times.begin_segment();
+        assert_eq!(times.at(UnixMillis(1500)), UnixMillis(1500));
+        times.begin_segment();
+        assert_eq!(times.at(UnixMillis(50 * DAY)), UnixMillis(2000));
+        times.begin_segment();
+        assert_eq!(times.at(UnixMillis(2100)), UnixMillis(2100));
+        assert_eq!(
+            times.at(UnixMillis(60 * DAY)),
+            UnixMillis(60 * DAY),
+            "nothing says otherwise"
+        );
+    }
 }

@@ -1,4 +1,5 @@
-//! Restores to files that a server can start from: `appendonlydir/` as 7.0 and later write it.
+//! Restores to files that a server can start from: `appendonlydir/` as 7.0 and later write it, `appendonly.aof`
+//! as 4.0 to 6.2 do, `dump.rdb` where an older server has nothing to replay.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -6,10 +7,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::source::{self, Checked, SourceError};
+use super::rewrite::Tally;
+use super::source::{self, Checked, SourceError, Spelling};
 use crate::archive::layout::ArchiveId;
 use crate::archive::plan::Plan;
 use crate::archive::snapshot::{RdbHead, RdbMagic, read_head};
+use crate::position::{Offset, TimelineSeq};
 use crate::proto::handshake::command;
 use crate::store::Store;
 
@@ -18,10 +21,16 @@ const AOF_DIRECTORY: &str = "appendonlydir";
 const MANIFEST: &str = "appendonly.aof.manifest";
 const BASE: &str = "appendonly.aof.1.base.rdb";
 const INCREMENTAL: &str = "appendonly.aof.1.incr.aof";
+/// The one file of 4.0 to 6.2: the payload and the replication stream behind it (`protocol-facts` 5.2).
+const AOF_FILE: &str = "appendonly.aof";
+/// What a server with `appendonly no` starts from.
+const DUMP: &str = "dump.rdb";
 /// As much of the payload as its head may take, bytes.
 const HEAD_BYTES: usize = 64 * 1024;
-/// The first RDB versions of servers that read `appendonlydir/`.
+/// The first RDB version of servers that read `appendonlydir/`: 7.0.
 const FIRST_VERSION_WITH_DIRECTORY: u32 = 10;
+/// The first RDB version of servers that read a payload at the head of `appendonly.aof`: 4.0.
+const FIRST_VERSION_WITH_PREAMBLE: u32 = 8;
 
 /// Why files could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -56,15 +65,75 @@ pub enum ToDirError {
         /// What was found.
         found: String,
     },
-    /// Written by a server before 7.0.
+    /// Written by a server before 4.0, with writes behind the snapshot.
     #[error(
-        "the snapshot was written by {server}: servers before 7.0 read another layout, which this version does \
-         not write; restore by seeding: start an empty server and `perennial run` beside it"
+        "written by {server}: servers before 4.0 cannot start from a snapshot and a replication stream behind it; \
+         seed instead: start an empty server and `perennial run` beside it, or restore the snapshot alone with \
+         --at offset:{snapshot}@{timeline}"
     )]
     TooOld {
+        /// The snapshot's offset.
+        snapshot: Offset,
+        /// The timeline that holds it.
+        timeline: TimelineSeq,
         /// What the payload's head says.
         server: String,
     },
+}
+
+/// Which files were written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Layout {
+    /// `appendonlydir/`, for 7.0 and later.
+    Directory,
+    /// `appendonly.aof`, for 4.0 to 6.2; later ones read it as well.
+    File,
+    /// `dump.rdb`: there is nothing behind the snapshot.
+    Dump,
+}
+
+impl Layout {
+    /// What it is called in the folder.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Directory => AOF_DIRECTORY,
+            Self::File => AOF_FILE,
+            Self::Dump => DUMP,
+        }
+    }
+
+    /// What `appendonly` must be, or the server starts empty (`protocol-facts` 5.3).
+    pub const fn append_only(self) -> &'static str {
+        match self {
+            Self::Directory | Self::File => "yes",
+            Self::Dump => "no",
+        }
+    }
+
+    /// Which one the servers that a plan's bytes come from can start from. `None`: none.
+    fn for_servers(head: Option<&RdbHead>, plan: &Plan) -> Option<Self> {
+        let version = match head {
+            Some(head) if head.magic == RdbMagic::Redis => head.version,
+            // A numbering of its own, or no head at all: nothing old.
+            _ => FIRST_VERSION_WITH_DIRECTORY,
+        };
+        // A history that began on an older server and goes on on a newer one needs the newer one.
+        let newest = |wanted: (u32, u32)| {
+            let mut sources = plan.legs.iter().map(|leg| &leg.source);
+            sources.any(|source| {
+                source.server == "valkey" || source.version_numbers().is_some_and(|it| it >= wanted)
+            })
+        };
+        if version >= FIRST_VERSION_WITH_DIRECTORY || newest((7, 0)) {
+            Some(Self::Directory)
+        } else if plan.stream_bytes() == 0 {
+            Some(Self::Dump)
+        } else if version >= FIRST_VERSION_WITH_PREAMBLE || newest((4, 0)) {
+            Some(Self::File)
+        } else {
+            None
+        }
+    }
 }
 
 /// What was written.
@@ -72,6 +141,10 @@ pub enum ToDirError {
 pub struct Restored {
     /// The folder that was given.
     pub directory: PathBuf,
+    /// Which files.
+    pub layout: Layout,
+    /// What had to be rewritten.
+    pub rewritten: Tally,
     /// Bytes of RDB payload.
     pub payload_bytes: u64,
     /// Bytes of replication stream.
@@ -127,40 +200,59 @@ pub async fn restore(
         head.extend_from_slice(&bytes[..wanted]);
     })
     .await?;
-    let payload_bytes = base.finish()?;
+    let payload_bytes = base.bytes;
     let head = read_head(&head);
     let server = written_by(head.as_ref());
-    let too_old = head.as_ref().is_some_and(|head| {
-        head.magic == RdbMagic::Redis && head.version < FIRST_VERSION_WITH_DIRECTORY
-    });
-    if too_old {
-        return Err(ToDirError::TooOld { server });
-    }
+    let Some(layout) = Layout::for_servers(head.as_ref(), plan) else {
+        return Err(ToDirError::TooOld {
+            snapshot: plan.snapshot.offset,
+            timeline: plan.snapshot_timeline.0,
+            server,
+        });
+    };
 
-    let mut incremental = Writer::create(&staging.join(INCREMENTAL))?;
+    let mut rest = match layout {
+        Layout::Directory => {
+            base.finish()?;
+            Writer::create(&staging.join(INCREMENTAL))?
+        }
+        Layout::File | Layout::Dump => base,
+    };
     // A payload taken from a replica may stand in another database than 0 with no SELECT in the replication
     // stream behind it (`protocol-facts` 2.3); the file begins in database 0.
-    if let Some(database) = head.and_then(|head| head.stream_database) {
-        incremental.write(&command(&[b"SELECT", database.to_string().as_bytes()]))?;
+    if layout != Layout::Dump
+        && let Some(database) = head.and_then(|head| head.stream_database)
+    {
+        rest.write(&command(&[b"SELECT", database.to_string().as_bytes()]))?;
     }
-    let selected = incremental.bytes;
-    let mut stream = source::stream(store, archive, plan);
-    copy(&mut stream, &mut incremental, &mut report, |_| {}).await?;
-    let stream_bytes = incremental.finish()? - selected;
+    let before = rest.bytes;
+    let mut stream = source::stream(store, archive, plan, Spelling::Rewritten);
+    copy(&mut stream, &mut rest, &mut report, |_| {}).await?;
+    let rewritten = stream.tally();
+    let stream_bytes = rest.finish()? - before;
 
-    let mut manifest = Writer::create(&staging.join(MANIFEST))?;
-    manifest
-        .write(format!("file {BASE} seq 1 type b\nfile {INCREMENTAL} seq 1 type i\n").as_bytes())?;
-    manifest.finish()?;
+    let place = directory.join(layout.name());
+    if layout == Layout::Directory {
+        let mut manifest = Writer::create(&staging.join(MANIFEST))?;
+        let lines = format!("file {BASE} seq 1 type b\nfile {INCREMENTAL} seq 1 type i\n");
+        manifest.write(lines.as_bytes())?;
+        manifest.finish()?;
+    }
     sync_directory(&staging)?;
-
-    let place = directory.join(AOF_DIRECTORY);
     let moved_aside = move_aside(directory, &aside.unwrap_or_default())?;
-    std::fs::rename(&staging, &place).map_err(io_error("rename to", &place))?;
-    std::mem::forget(cleanup);
+    if layout == Layout::Directory {
+        std::fs::rename(&staging, &place).map_err(io_error("rename to", &place))?;
+        std::mem::forget(cleanup);
+    } else {
+        let whole = staging.join(BASE);
+        std::fs::rename(&whole, &place).map_err(io_error("rename to", &place))?;
+        drop(cleanup);
+    }
     sync_directory(directory)?;
     Ok(Restored {
         directory: directory.to_owned(),
+        layout,
+        rewritten,
         payload_bytes,
         stream_bytes,
         server,
@@ -196,7 +288,7 @@ async fn copy(
 }
 
 /// What in a folder a server would start from, or that a restore would hide.
-const DATA: [&str; 3] = [AOF_DIRECTORY, "dump.rdb", "appendonly.aof"];
+const DATA: [&str; 3] = [AOF_DIRECTORY, DUMP, AOF_FILE];
 
 fn refuse_data(directory: &Path, force: bool) -> Result<Option<Vec<&'static str>>, ToDirError> {
     let found: Vec<&'static str> = DATA
@@ -296,5 +388,63 @@ impl Writer {
             .and_then(|()| self.file.get_ref().sync_all());
         flushed.map_err(io_error("write", &self.path))?;
         Ok(self.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::plan::{Target, plan};
+    use crate::archive::timeline::sketch::Sketch;
+
+    fn head(magic: RdbMagic, version: u32) -> RdbHead {
+        RdbHead {
+            magic,
+            version,
+            aux: Vec::new(),
+            stream_database: None,
+        }
+    }
+
+    #[test]
+    fn the_layout_is_one_that_the_servers_of_the_archive_start_from() {
+        let sketch = |version| {
+            Sketch::default()
+                .timeline(1, 1, None, 0)
+                .version(version)
+                .snapshot(0)
+        };
+        let layout = |sketch: Sketch, payload| {
+            let plan = plan(&sketch.catalog(), Target::Latest).unwrap();
+            Layout::for_servers(Some(&head(RdbMagic::Redis, payload)), &plan)
+        };
+        let with_tail = |version, payload| layout(sketch(version).segment(1, 50), payload);
+        for (version, payload) in [("7.0.15", 10), ("7.2.6", 11), ("8.0.2", 12)] {
+            assert_eq!(with_tail(version, payload), Some(Layout::Directory));
+            assert_eq!(layout(sketch(version), payload), Some(Layout::Directory));
+        }
+        for (version, payload) in [("4.0.14", 8), ("5.0.14", 9), ("6.2.14", 9)] {
+            assert_eq!(with_tail(version, payload), Some(Layout::File));
+            assert_eq!(layout(sketch(version), payload), Some(Layout::Dump));
+        }
+        for (version, payload) in [("2.8.24", 6), ("3.2.13", 7)] {
+            assert_eq!(with_tail(version, payload), None, "such servers read none");
+            assert_eq!(layout(sketch(version), payload), Some(Layout::Dump));
+        }
+        let upgraded = |version| {
+            sketch("6.2.14")
+                .segment(1, 50)
+                .timeline(2, 2, Some((1, 50)), 50)
+                .version(version)
+                .segment(51, 60)
+        };
+        assert_eq!(layout(upgraded("7.0.15"), 9), Some(Layout::Directory));
+        assert_eq!(layout(upgraded("6.2.14"), 9), Some(Layout::File));
+        let plan = plan(&sketch("9.1.2").catalog(), Target::Latest).unwrap();
+        let valkey = head(RdbMagic::Valkey, 80);
+        assert_eq!(
+            Layout::for_servers(Some(&valkey), &plan),
+            Some(Layout::Directory)
+        );
     }
 }

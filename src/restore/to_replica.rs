@@ -7,11 +7,15 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::mapped::{self, PrepareError, Prepared};
 use super::refusal;
+use super::rewrite::Tally;
 use super::seeder::{Offering, SeedProgress, Seeder, Serving};
 use super::source::SourceError;
+use crate::archive::document::Source;
 use crate::archive::layout::ArchiveId;
-use crate::archive::plan::Plan;
+use crate::archive::plan::{Plan, PlanError, Target, plan};
+use crate::archive::timeline::Catalog;
 use crate::clock::Clock;
 use crate::decide::UnreadablePayload;
 use crate::position::{Offset, Position, ReplicationId, Ticks};
@@ -30,6 +34,9 @@ const TURNED_AWAY_MAX: u32 = 3;
 const TURNED_AWAY_AFTER: Duration = Duration::from_secs(2);
 /// How long emptying a server may take that could not apply everything.
 const TAKE_BACK: Duration = Duration::from_secs(60);
+/// As much replication stream is looked through while the server already waits for our answer, bytes: about a
+/// second. For more it is told to come again.
+const LOOKED_THROUGH_AT_ONCE_BYTES: u64 = 128 * 1024 * 1024;
 /// Connections that may break before a seed is given up: the server comes again by itself.
 const ATTEMPTS_MAX: u32 = 2;
 /// How often the server's own view is looked at while it applies the replication stream.
@@ -91,11 +98,12 @@ pub enum SeedError {
         "the server has replica-read-only no: clients could write while it is seeded; set replica-read-only yes"
     )]
     Writable,
-    /// The offsets of the archive begin anew on the way: such an archive cannot be seeded under its own id.
-    #[error(
-        "the archive's offsets are not continuous from the snapshot to the head: this version cannot seed it; restore to files"
-    )]
-    NotContinuous,
+    /// It could not be prepared: the server was left, or given back, as it was.
+    #[error("{0}")]
+    Prepare(#[from] PrepareError),
+    /// There is nothing to seed with.
+    #[error("{0}")]
+    Plan(#[from] PlanError),
     /// The connection of the replica ended before it had everything.
     #[error("the server did not take the data: {reason}{}{likely}", if likely.is_empty() { "" } else { "; " })]
     Rejected {
@@ -136,8 +144,12 @@ pub struct Seed<'a> {
     pub store: Arc<dyn Store>,
     /// The archive's id.
     pub archive: ArchiveId,
+    /// What the archive holds.
+    pub catalog: &'a Catalog,
     /// What to send.
     pub plan: Plan,
+    /// The server's address, without secrets.
+    pub address: String,
     /// The listener that serves it.
     pub seeder: &'a Seeder,
     /// How the server comes to us.
@@ -154,15 +166,15 @@ impl Seed<'_> {
     /// [`SeedError`]. Before the first byte of payload the server is given back as it was; afterwards it stays
     /// our replica, which takes no writes, and the next attempt fills it again.
     pub async fn run(
-        self,
+        mut self,
         control: &mut Control,
         unchanged: impl Fn(&Info) -> Result<(), &'static str>,
     ) -> Result<Offset, SeedError> {
-        if !self.plan.offsets_continuous {
-            return Err(SeedError::NotContinuous);
-        }
-        let end = self.plan.target.offset;
         let before = control.info().await?;
+        if self.approach != Approach::TakeOver && takes_writes(&before) {
+            return Err(SeedError::Writable);
+        }
+        self.continue_or_fill().await?;
         let known = match self.approach {
             Approach::Continues(..) => refusal::Known::default(),
             Approach::TakeOver | Approach::Waits => {
@@ -180,24 +192,27 @@ impl Seed<'_> {
             archive: self.archive,
             plan: self.plan.clone(),
             continue_at,
-            approved: watch::Sender::new(false),
+            approved: watch::Sender::new(None),
             listening_port: listening_port(control, &before, self.seeder).await,
             busy: AtomicBool::new(false),
             progress,
         });
-        if self.approach != Approach::TakeOver && takes_writes(&before) {
-            return Err(SeedError::Writable);
-        }
         let errors_before = before.number("unexpected_error_replies").unwrap_or(0);
-        self.seeder.serve(Serving::Plan(Arc::clone(&offering)));
-        if self.approach == Approach::TakeOver
-            && let Err(error) = self.take_over(control, unchanged).await
-        {
-            self.seeder.serve(Serving::Undecided);
-            return Err(error);
-        }
-        offering.approved.send_replace(true);
-        let outcome = self.wait(control, &mut seen, end, errors_before).await;
+        let prepared = self
+            .make_ready(control, unchanged, &before, &offering)
+            .await;
+        let prepared = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                self.seeder.serve(Serving::Undecided);
+                return Err(error);
+            }
+        };
+        say(&self.address, &self.plan, &prepared);
+        offering.approved.send_replace(Some(prepared.approved));
+        let outcome = self
+            .wait(control, &mut seen, prepared.end, errors_before)
+            .await;
         if let Err(error) = outcome {
             if matches!(error, SeedError::Errors { .. }) {
                 self.take_back(control, offering.listening_port).await;
@@ -209,7 +224,83 @@ impl Seed<'_> {
         let promoted = control.promote().await;
         self.seeder.serve(Serving::Undecided);
         promoted?;
-        Ok(end)
+        Ok(prepared.end)
+    }
+
+    /// A replica of ours goes on where it stands only with archived bytes under their own id. Else it is filled
+    /// anew: what it has is an older state of what it gets.
+    async fn continue_or_fill(&mut self) -> Result<(), SeedError> {
+        if !matches!(self.approach, Approach::Continues(..)) {
+            return Ok(());
+        }
+        let archived = mapped::as_archived(&self.store, self.archive, &self.plan).await;
+        if !archived.map_err(PrepareError::Source)? {
+            tracing::info!(
+                "the replica cannot go on where it stands: what it misses must be rewritten"
+            );
+            self.plan = plan(self.catalog, Target::Latest)?;
+            self.approach = Approach::Waits;
+        }
+        Ok(())
+    }
+
+    /// Takes the server over, if it is to be, and finds out how the plan is served. The takeover comes first: in
+    /// the meantime clients would write.
+    async fn make_ready(
+        &self,
+        control: &mut Control,
+        unchanged: impl Fn(&Info) -> Result<(), &'static str>,
+        before: &Info,
+        offering: &Arc<Offering>,
+    ) -> Result<Prepared, SeedError> {
+        let at_once = !self.plan.may_be_rewritten()
+            || self.plan.stream_bytes() <= LOOKED_THROUGH_AT_ONCE_BYTES;
+        if at_once {
+            self.seeder.serve(Serving::Plan(Arc::clone(offering)));
+        }
+        if self.approach == Approach::TakeOver {
+            self.take_over(control, unchanged).await?;
+        }
+        let prepared = match self.prepare(before).await {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                if self.approach == Approach::TakeOver {
+                    control.promote().await?;
+                }
+                return Err(error.into());
+            }
+        };
+        if !at_once {
+            let now = control.info().await?;
+            if now.text("run_id") != before.text("run_id") || now.text("role") != Some("slave") {
+                return Err(SeedError::Changed {
+                    what: "it was restarted or promoted",
+                });
+            }
+            self.seeder.serve(Serving::Plan(Arc::clone(offering)));
+        }
+        Ok(prepared)
+    }
+
+    async fn prepare(&self, server: &Info) -> Result<Prepared, PrepareError> {
+        if matches!(self.approach, Approach::Continues(..)) {
+            return Ok(Prepared::archived(&self.plan, Tally::default()));
+        }
+        let seeded = Source {
+            server: server.server_name().to_owned(),
+            version: server.version().to_owned(),
+            address: self.address.clone(),
+            ..Source::default()
+        };
+        mapped::prepare(
+            &self.store,
+            self.archive,
+            self.catalog,
+            &self.plan,
+            seeded,
+            self.clock,
+        )
+        .await
     }
 
     /// Empties a server that holds less than its id and offset say, under an id that nobody knows: kept in a
@@ -423,15 +514,29 @@ fn describe(progress: &SeedProgress) -> String {
     }
 }
 
-/// A seed under `id` up to `end`, as the log says it.
-pub fn summary(plan: &Plan) -> String {
-    format!(
-        "timeline {} offset {} under {}: snapshot at {} and {} bytes of replication stream from {} objects",
+/// What is seeded, as the log says it.
+fn say(address: &str, plan: &Plan, prepared: &Prepared) {
+    tracing::info!(
+        "seeding {address}: timeline {} offset {} under {}: snapshot at {} and {} bytes of replication stream from \
+         {} objects",
         plan.target.timeline,
         plan.target.offset,
-        plan.id,
+        prepared.approved.id,
         plan.snapshot.offset,
         plan.stream_bytes(),
         plan.objects(),
-    )
+    );
+    let tally = prepared.tally;
+    if tally.is_changed() {
+        tracing::info!(
+            end = %prepared.end,
+            "{} relative TTLs get their absolute time, {} HPERSISTs are made to work: the seed has a replication \
+             id of its own, and replicas of the old server get a full resync",
+            tally.ttls,
+            tally.field_persists,
+        );
+    }
+    if let Some(warning) = tally.warning() {
+        tracing::warn!("{warning}");
+    }
 }

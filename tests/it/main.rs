@@ -55,6 +55,8 @@ mod failover_without_to;
 mod bad_input;
 // What status and ls say.
 mod status;
+// Restores that have to change bytes: relative TTLs, HPERSIST.
+mod rewritten;
 // Both killed at any moment, again and again.
 mod double_kill;
 // A server that is stopped in order under load loses nothing that it answered, in whatever order Perennial stops.
