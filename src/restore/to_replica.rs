@@ -254,6 +254,8 @@ impl Seed<'_> {
                         last_moved = self.clock.ticks();
                     }
                 }
+                // Whoever comes up in its place has not been looked at.
+                error = control.lost() => return Err(error.into()),
                 () = tokio::time::sleep(LOOK_INTERVAL) => {
                     // A replica acknowledges once a second by itself: its own view tells sooner.
                     let info = if progress.all_sent { control.info().await? } else { Info::default() };
