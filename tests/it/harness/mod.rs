@@ -11,6 +11,7 @@ pub mod process;
 pub mod proxy;
 pub mod random;
 pub mod servers;
+pub mod trap;
 pub mod until;
 pub mod workload;
 
@@ -23,4 +24,5 @@ pub use perennial::{BornAsReplica, Perennial, run_cli, run_cli_with};
 pub use port::Port;
 pub use proxy::Proxy;
 pub use servers::{Kind, REDIS_7_0, Server};
+pub use trap::{Trap, Way};
 pub use until::{DEADLINE, holds_for, until};
