@@ -65,9 +65,9 @@ pub struct Offering {
     pub listening_port: Option<u16>,
     /// Somebody is being served: one at a time.
     pub busy: AtomicBool,
-    /// Nothing is answered to PSYNC before this is `true`: a server that was taken over keeps its data until
-    /// then, and can still be given back.
-    pub approved: watch::Sender<bool>,
+    /// The number of the question that may be answered, as [`SeedProgress::asked`] counts them. A server keeps its
+    /// data until then, and who asks again, on another connection, may be another one.
+    pub approved: watch::Sender<u32>,
     /// How far it has come.
     pub progress: watch::Sender<SeedProgress>,
 }
@@ -75,8 +75,8 @@ pub struct Offering {
 /// How far a replica has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SeedProgress {
-    /// A replica asked for the plan.
-    pub asked: bool,
+    /// How often a replica asked for the plan: once on each connection.
+    pub asked: u32,
     /// Payload bytes sent.
     pub payload_sent: u64,
     /// Everything was handed to the connection.
@@ -299,13 +299,15 @@ impl Connection {
                 continue;
             }
             let _free = FreeOnDrop(&offering.busy);
+            let mut question = 0;
             offering.progress.send_modify(|progress| {
-                progress.asked = true;
+                progress.asked += 1;
                 progress.all_sent = false;
                 progress.acknowledged = None;
+                question = progress.asked;
             });
             let outcome = tokio::select! {
-                outcome = self.serve(&offering, &offer) => outcome,
+                outcome = self.serve(&offering, &offer, question) => outcome,
                 () = replaced(&mut serving) => Err(Ended::Replaced),
             };
             if let Err(ended) = outcome {
@@ -409,13 +411,18 @@ impl Connection {
         self.fail_on(event)
     }
 
-    async fn serve(&mut self, offering: &Offering, offer: &PsyncOffer) -> Result<(), Ended> {
+    async fn serve(
+        &mut self,
+        offering: &Offering,
+        offer: &PsyncOffer,
+        question: u32,
+    ) -> Result<(), Ended> {
         let plan = &offering.plan;
         // Cannot fail: the sender is in the offering.
         let _ = offering
             .approved
             .subscribe()
-            .wait_for(|approved| *approved)
+            .wait_for(|approved| *approved == question)
             .await;
         match offering.continue_at {
             Some((position, id)) if asks_for(offer, position.offset, id) => {

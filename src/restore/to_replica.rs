@@ -142,7 +142,7 @@ impl Seed<'_> {
             archive: self.archive,
             plan: self.plan.clone(),
             continue_at,
-            approved: watch::Sender::new(false),
+            approved: watch::Sender::new(0),
             listening_port: listening_port(control, &before).await,
             busy: AtomicBool::new(false),
             progress,
@@ -158,8 +158,10 @@ impl Seed<'_> {
             self.seeder.serve(Serving::Undecided);
             return Err(error);
         }
-        offering.approved.send_replace(true);
-        let outcome = self.wait(control, &mut seen, end, errors_before).await;
+        let approved = &offering.approved;
+        let outcome = self
+            .wait(control, &mut seen, approved, end, errors_before)
+            .await;
         if let Err(error) = outcome {
             if matches!(error, SeedError::Errors { .. }) {
                 self.take_back(control, offering.listening_port).await;
@@ -231,6 +233,7 @@ impl Seed<'_> {
         &self,
         control: &mut Control,
         seen: &mut watch::Receiver<SeedProgress>,
+        approved: &watch::Sender<u32>,
         end: Offset,
         errors_before: u64,
     ) -> Result<(), SeedError> {
@@ -238,6 +241,10 @@ impl Seed<'_> {
         let mut last_moved = began;
         loop {
             let progress = seen.borrow_and_update().clone();
+            if progress.asked != *approved.borrow() {
+                still_the_same(control).await?;
+                approved.send_replace(progress.asked);
+            }
             if let Some(reason) = &progress.failed
                 && progress.failures >= ATTEMPTS_MAX
             {
@@ -269,13 +276,13 @@ impl Seed<'_> {
                 }
             }
             let now = self.clock.ticks();
-            if !progress.asked
+            if progress.asked == 0
                 && self.approach == Approach::TakeOver
                 && Duration::from_millis(now.since(began)) > UNASKED
             {
                 // Whoever asks from here on is told to wait. If nothing was sent, it is given back as it was.
                 self.seeder.serve(Serving::Undecided);
-                if !seen.borrow().asked {
+                if seen.borrow().asked == 0 {
                     control.promote().await?;
                     return Err(SeedError::Unreachable);
                 }
@@ -318,6 +325,21 @@ impl Seed<'_> {
     }
 }
 
+/// An answer on the control connection, after somebody asked for data, comes from the process that was decided on: it
+/// lives, so whoever asked under its port is not another one in its place.
+async fn still_the_same(control: &mut Control) -> Result<(), SeedError> {
+    let info = control.info().await?;
+    if takes_writes(&info) {
+        return Err(SeedError::Writable);
+    }
+    if info.text("role") != Some("slave") {
+        return Err(SeedError::Rejected {
+            reason: "it was made a master while it was seeded".into(),
+        });
+    }
+    Ok(())
+}
+
 /// The port that the server names in its handshake as a replica; nothing where that cannot be told, because
 /// CONFIG GET is not allowed or the server listens on TLS only.
 async fn listening_port(control: &mut Control, info: &Info) -> Option<u16> {
@@ -349,10 +371,10 @@ fn applied(info: &Info, end: Offset) -> bool {
 
 fn describe(progress: &SeedProgress) -> String {
     match (progress.asked, progress.all_sent, progress.acknowledged) {
-        (false, _, _) => "did not connect to our seed address; can it reach it?".into(),
-        (true, false, _) => format!("has taken {} bytes of the payload", progress.payload_sent),
-        (true, true, None) => "has everything but acknowledged nothing".into(),
-        (true, true, Some(offset)) => {
+        (0, _, _) => "did not connect to our seed address; can it reach it?".into(),
+        (_, false, _) => format!("has taken {} bytes of the payload", progress.payload_sent),
+        (_, true, None) => "has everything but acknowledged nothing".into(),
+        (_, true, Some(offset)) => {
             format!("has everything but acknowledged only offset {offset}")
         }
     }

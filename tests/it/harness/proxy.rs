@@ -299,7 +299,11 @@ impl Shared {
                 thread::sleep(TICK);
             }
             let count = match from.read(&mut buffer) {
-                Ok(0) => break,
+                // The end is held back by a stall like anything else.
+                Ok(0) => {
+                    self.hold_back();
+                    break;
+                }
                 Ok(count) => count,
                 Err(error)
                     if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
