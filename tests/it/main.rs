@@ -45,6 +45,8 @@ mod bad_input;
 mod status;
 // Both killed at any moment, again and again.
 mod double_kill;
+// Perennial, the master, or both, killed or stopped at every step, reached by traps.
+mod kill_matrix;
 // Seeds that must not come about, and stopping while something hangs.
 mod seeds_refused;
 // The help, word for word; every flag has its variable.
