@@ -5,6 +5,7 @@
 //! file that gathers them. By default a step is struck three times, by another choice of blows each, on two kinds of
 //! servers; with `PERENNIAL_MATRIX=full` in all ways on all kinds.
 
+mod cuts;
 mod follow;
 mod seed;
 mod stage;

@@ -15,9 +15,9 @@ on_matrix_servers! {
 }
 
 /// Longer than what is written while a cell lasts: no gap comes about.
-const LONG_BACKLOG: &str = "64mb";
+pub(super) const LONG_BACKLOG: &str = "64mb";
 /// The least that servers allow: what is written while a link is down makes a gap.
-const SHORT_BACKLOG: &str = "16kb";
+pub(super) const SHORT_BACKLOG: &str = "16kb";
 
 /// The requests of the handshake, by name, up to the last byte of each.
 fn requests(kind: Kind) -> Vec<(&'static str, Vec<Mark>)> {
@@ -75,14 +75,14 @@ pub(super) fn while_resuming(kind: Kind) {
 }
 
 /// Holds the link at `mark` of a write that is made now.
-fn at_a_write(stage: &mut Stage, trap: Trap, commands: &[Vec<String>]) {
+pub(super) fn at_a_write(stage: &mut Stage, trap: Trap, commands: &[Vec<String>]) {
     stage.link.arm(trap);
     let replies = stage.server.client().pipeline(commands).unwrap();
     assert_eq!(replies.len(), commands.len());
     stage.link.until_caught();
 }
 
-fn command(words: &str) -> Vec<String> {
+pub(super) fn command(words: &str) -> Vec<String> {
     words.split_whitespace().map(ToOwned::to_owned).collect()
 }
 
@@ -187,7 +187,7 @@ fn while_stopped_past_every_timeout(kind: Kind) {
 
 /// Makes the next link a full resync: the backlog no longer holds what was missed. Holds it, or the connection for the
 /// snapshot that follows it, in the trap.
-fn resync(stage: &Stage, trap: Trap) {
+pub(super) fn resync(stage: &Stage, trap: Trap) {
     stage.link.down();
     let mut client = stage.server.client();
     let value = "x".repeat(10_000);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::follow::LONG_BACKLOG;
 use super::stage::{Birth, Stage, Step};
 use super::{on_matrix_servers, strike_at};
 use crate::harness::Way::{Down, Up};
@@ -16,12 +17,11 @@ on_matrix_servers! {
     nobody_is_seeded_in_the_place_of_another,
 }
 
-const LONG_BACKLOG: &str = "64mb";
 /// Up to here nobody has asked the server to become a master.
 const NO_ONE: &str = "*3\r\n$9\r\nREPLICAOF\r\n$2\r\nNO";
 
 /// The server is lost; the connection on which it is seeded is held.
-fn seed_step(name: &str, trap: Trap) -> Step {
+pub(super) fn seed_step(name: &str, trap: Trap) -> Step {
     Step::new(&format!("seed/{name}"), move |stage| {
         stage.seed.arm(trap.clone());
         stage.lose(false);

@@ -39,15 +39,17 @@ pub enum Victim {
     Master,
     PerennialThenMaster,
     MasterThenPerennial,
+    /// Nobody but the connections between them.
+    Links,
 }
 
 impl Victim {
     fn perennial(self) -> bool {
-        self != Self::Master
+        !matches!(self, Self::Master | Self::Links)
     }
 
     fn master(self) -> bool {
-        self != Self::Perennial
+        !matches!(self, Self::Perennial | Self::Links)
     }
 
     fn name(self) -> &'static str {
@@ -56,6 +58,7 @@ impl Victim {
             Self::Master => "master",
             Self::PerennialThenMaster => "perennial+master",
             Self::MasterThenPerennial => "master+perennial",
+            Self::Links => "links",
         }
     }
 }
@@ -69,6 +72,8 @@ pub enum Blow {
     Stop,
     /// SIGSTOP until the others have given it up.
     LongStop,
+    /// Closed.
+    Cut,
 }
 
 impl Blow {
@@ -78,6 +83,7 @@ impl Blow {
             Self::Kill { keep_dump: true } => "kill -9, dump kept",
             Self::Stop => "SIGSTOP",
             Self::LongStop => "SIGSTOP past repl-timeout",
+            Self::Cut => "cut",
         }
     }
 }
@@ -208,6 +214,7 @@ impl Stage {
     pub fn strike(&mut self, victim: Victim, blow: Blow) {
         match blow {
             Blow::Kill { keep_dump } => self.kill(victim, keep_dump),
+            Blow::Cut => self.kill(victim, false),
             Blow::Stop => self.stop(victim, Some(SHORT_STOP)),
             Blow::LongStop => self.stop(victim, None),
         }
