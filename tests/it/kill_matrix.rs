@@ -7,6 +7,7 @@
 
 mod cuts;
 mod follow;
+mod held;
 mod seed;
 mod stage;
 
@@ -88,7 +89,7 @@ macro_rules! on_matrix_servers {
         }
     )+};
 }
-use on_matrix_servers;
+pub(crate) use on_matrix_servers;
 
 /// The whole matrix, thin unless the run is a full one.
 fn everything(kind: Kind) {

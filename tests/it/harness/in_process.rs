@@ -19,6 +19,7 @@ use super::{Archive, DEADLINE, Server};
 /// `perennial run` on a thread of its own.
 pub struct InProcess {
     stop: watch::Sender<bool>,
+    kill: watch::Sender<bool>,
     thread: Option<JoinHandle<anyhow::Result<()>>>,
 }
 
@@ -45,19 +46,25 @@ impl InProcess {
         let inner: Arc<dyn Store> = Arc::new(FsStore::new(archive.path()));
         let store = Arc::new(FaultyStore::new(inner, faults.clone()));
         let (stop, stopped) = watch::channel(false);
+        let (kill, mut killed) = watch::channel(false);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
                 .enable_all()
                 .build()
                 .unwrap();
-            let outcome =
-                runtime.block_on(run(options, store, Arc::new(SystemClock::new()), stopped));
+            let outcome = runtime.block_on(async {
+                tokio::select! {
+                    outcome = run(options, store, Arc::new(SystemClock::new()), stopped) => outcome,
+                    _ = killed.wait_for(|killed| *killed) => Ok(()),
+                }
+            });
             runtime.shutdown_timeout(Duration::from_secs(1));
             outcome
         });
         Self {
             stop,
+            kill,
             thread: Some(thread),
         }
     }
@@ -66,6 +73,13 @@ impl InProcess {
     pub fn stop(mut self) -> anyhow::Result<()> {
         self.stop.send_replace(true);
         self.join().unwrap()
+    }
+
+    /// Drops everything that it does where it stands, as near to `kill -9` as one's own process allows: sockets are
+    /// closed, and what waits for the store waits no longer.
+    pub fn kill(mut self) {
+        self.kill.send_replace(true);
+        self.join().unwrap().unwrap();
     }
 
     fn join(&mut self) -> Option<anyhow::Result<()>> {
