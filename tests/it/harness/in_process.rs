@@ -5,16 +5,42 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use perennial::cli::run::run;
-use perennial::clock::SystemClock;
+use perennial::clock::{Clock, SystemClock};
 use perennial::config::RunSettings;
 use perennial::decide::Policy;
 use perennial::follow::AckMode;
+use perennial::position::{Ticks, UnixMillis};
 use perennial::store::Store;
 use perennial::store::faulty::{Faults, FaultyStore};
 use perennial::store::fs::FsStore;
 use tokio::sync::watch;
 
 use super::{Archive, DEADLINE, Server};
+
+/// Ticks so many times faster than the machine's clock. Sleeps take as long as they say.
+#[derive(Debug)]
+pub struct FastClock {
+    clock: SystemClock,
+    times: u64,
+}
+
+impl FastClock {
+    /// Begins now.
+    pub fn new(times: u64) -> Self {
+        let clock = SystemClock::new();
+        Self { clock, times }
+    }
+}
+
+impl Clock for FastClock {
+    fn unix(&self) -> UnixMillis {
+        self.clock.unix()
+    }
+
+    fn ticks(&self) -> Ticks {
+        Ticks(self.clock.ticks().0 * self.times)
+    }
+}
 
 /// `perennial run` on a thread of its own.
 pub struct InProcess {
@@ -26,8 +52,13 @@ pub struct InProcess {
 impl InProcess {
     /// Follows `server` into `archive`, through a store that obeys `faults`.
     pub fn follow(server: &Server, archive: &Archive, faults: &Faults) -> Self {
+        Self::follow_by(&server.url(), archive, faults, Arc::new(SystemClock::new()))
+    }
+
+    /// The same by another clock, for limits that are too long to wait for.
+    pub fn follow_by(url: &str, archive: &Archive, faults: &Faults, clock: Arc<dyn Clock>) -> Self {
         let options = RunSettings {
-            redis: server.url(),
+            redis: url.to_owned(),
             archive: archive.url(),
             name: None,
             seed: Policy::Auto,
@@ -55,7 +86,7 @@ impl InProcess {
                 .unwrap();
             let outcome = runtime.block_on(async {
                 tokio::select! {
-                    outcome = run(options, store, Arc::new(SystemClock::new()), stopped) => outcome,
+                    outcome = run(options, store, clock, stopped) => outcome,
                     _ = killed.wait_for(|killed| *killed) => Ok(()),
                 }
             });

@@ -19,7 +19,7 @@ pub use archive::{Archive, Status};
 pub use busy::{Load, Writers};
 pub use client::{Client, Value};
 pub use digest::{Digest, assert_same};
-pub use in_process::InProcess;
+pub use in_process::{FastClock, InProcess};
 pub use perennial::{BornAsReplica, Perennial, run_cli, run_cli_with};
 pub use port::Port;
 pub use proxy::Proxy;
