@@ -1,5 +1,6 @@
 //! How a server's history relates to the archive's.
 
+use crate::archive::plan::{Target, continuation};
 use crate::archive::timeline::Catalog;
 use crate::position::{Offset, Position, ReplicationId, UnixMillis};
 
@@ -62,10 +63,10 @@ pub enum Relation {
     /// The server's history left the archive's exactly at a position that lies below the head on the head's
     /// own way: started from an older dump, or promoted without the last bytes.
     Behind(Offer),
-    /// A replica of ours stands at a covered position on the head's way.
+    /// A replica of ours stands at a covered position on the head's way, from which stored bytes lead to the head.
     Inside(Offer),
-    /// The server stands at a position of the head's own history that the archive does not hold: before its
-    /// first snapshot, or in a gap. It has nothing that the head does not have.
+    /// The server stands at a position of the head's own history from which the archive cannot go on: before its
+    /// first snapshot, in a gap, or below one. It has nothing that the head does not have.
     Older,
     /// A seed under an id of its own was cut short: the server is half filled. Wherever the head is now, it has
     /// nothing that the archive does not have.
@@ -133,7 +134,12 @@ fn relate(server: &Server, catalog: &Catalog) -> Relation {
         && offer.position.offset == server.offset
         && on_the_heads_way(catalog, offer.position)
     {
-        return Relation::Inside(offer);
+        // Below a gap nothing leads on from there, but the head has all of it.
+        return if leads_to_the_head(catalog, offer.position) {
+            Relation::Inside(offer)
+        } else {
+            Relation::Older
+        };
     }
     if server.role == Role::ReplicaOfUs && catalog.is_unfinished_seed(server.id, server.offset) {
         return Relation::HalfFilled;
@@ -228,6 +234,10 @@ fn covered_exactly(catalog: &Catalog, id: ReplicationId, offset: Offset) -> Opti
             offset,
         })
         .find(|position| catalog.is_restorable(*position))
+}
+
+fn leads_to_the_head(catalog: &Catalog, from: Position) -> bool {
+    continuation(catalog, from, Target::Latest).is_ok()
 }
 
 fn on_the_heads_way(catalog: &Catalog, position: Position) -> bool {
@@ -432,6 +442,26 @@ pub(super) mod tests {
         assert_eq!(
             relate(&server(1, 9), &catalog),
             Relation::Tip(offer(1, 1, 0, true))
+        );
+    }
+
+    #[test]
+    fn a_replica_of_ours_below_a_gap_is_older_and_above_it_inside() {
+        let catalog = Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(0)
+            .segment(1, 100)
+            .segment(201, 300)
+            .snapshot(250)
+            .catalog();
+        let ours = |offset| Server {
+            role: Role::ReplicaOfUs,
+            ..server(1, offset)
+        };
+        assert_eq!(relate(&ours(60), &catalog), Relation::Older);
+        assert_eq!(
+            relate(&ours(260), &catalog),
+            Relation::Inside(offer(1, 1, 260, false))
         );
     }
 

@@ -68,9 +68,9 @@ pub struct Offering {
     pub listening_port: Option<u16>,
     /// Somebody is being served: one at a time.
     pub busy: AtomicBool,
-    /// Nothing is answered to PSYNC before this is said: a server that was taken over keeps its data until
-    /// then, and can still be given back.
-    pub approved: watch::Sender<Option<Approved>>,
+    /// The number of the question that may be answered, as [`SeedProgress::asked`] counts them, and how. A server keeps
+    /// its data until then and can still be given back; who asks again, on another connection, may be another one.
+    pub approved: watch::Sender<Option<(u32, Approved)>>,
     /// How far it has come.
     pub progress: watch::Sender<SeedProgress>,
 }
@@ -84,11 +84,26 @@ pub struct Approved {
     pub spelling: Spelling,
 }
 
+impl Offering {
+    /// How a question is to be answered, once that is said.
+    async fn approved(&self, question: u32) -> Result<Approved, Ended> {
+        let mut said = self.approved.subscribe();
+        let this = said
+            .wait_for(|said| said.is_some_and(|(number, _)| number == question))
+            .await;
+        // Never without: the sender is in the offering.
+        this.ok()
+            .and_then(|this| *this)
+            .map(|(_, approved)| approved)
+            .ok_or(Ended::Replaced)
+    }
+}
+
 /// How far a replica has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SeedProgress {
-    /// A replica asked for the plan.
-    pub asked: bool,
+    /// How often a replica asked for the plan: once on each connection.
+    pub asked: u32,
     /// Payload bytes sent.
     pub payload_sent: u64,
     /// Everything was handed to the connection.
@@ -341,13 +356,15 @@ impl Connection {
                 continue;
             }
             let _free = FreeOnDrop(&offering.busy);
+            let mut question = 0;
             offering.progress.send_modify(|progress| {
-                progress.asked = true;
+                progress.asked += 1;
                 progress.all_sent = false;
                 progress.acknowledged = None;
+                question = progress.asked;
             });
             let outcome = tokio::select! {
-                outcome = self.serve(&offering, &offer) => outcome,
+                outcome = self.serve(&offering, &offer, question) => outcome,
                 () = replaced(&mut serving) => Err(Ended::Replaced),
             };
             if let Err(ended) = outcome {
@@ -455,16 +472,13 @@ impl Connection {
         self.fail_on(event)
     }
 
-    async fn serve(&mut self, offering: &Offering, offer: &PsyncOffer) -> Result<(), Ended> {
-        let mut approved = offering.approved.subscribe();
-        let approved = match approved.wait_for(Option::is_some).await {
-            Ok(approved) => *approved,
-            Err(_) => None,
-        };
-        // Never: the sender is in the offering.
-        let Some(approved) = approved else {
-            return Err(Ended::Replaced);
-        };
+    async fn serve(
+        &mut self,
+        offering: &Offering,
+        offer: &PsyncOffer,
+        question: u32,
+    ) -> Result<(), Ended> {
+        let approved = offering.approved(question).await?;
         match offering.continue_at {
             Some((position, id)) if asks_for(offer, position.offset, id) => {
                 self.core.continue_with(self.clock.ticks(), approved.id)?;

@@ -209,16 +209,15 @@ impl Seed<'_> {
             }
         };
         say(&self.address, &self.plan, &prepared);
-        offering.approved.send_replace(Some(prepared.approved));
         let outcome = self
-            .wait(control, &mut seen, prepared.end, errors_before)
+            .wait(control, &mut seen, &offering, &prepared, errors_before)
             .await;
         if let Err(error) = outcome {
             if matches!(error, SeedError::Errors { .. }) {
                 self.take_back(control, offering.listening_port).await;
             }
             self.seeder.serve(Serving::Undecided);
-            let asked = offering.progress.borrow().asked;
+            let asked = offering.progress.borrow().asked > 0;
             return Err(known.explain(error, asked));
         }
         let promoted = control.promote().await;
@@ -361,14 +360,24 @@ impl Seed<'_> {
         &self,
         control: &mut Control,
         seen: &mut watch::Receiver<SeedProgress>,
-        end: Offset,
+        offering: &Offering,
+        prepared: &Prepared,
         errors_before: u64,
     ) -> Result<(), SeedError> {
+        let end = prepared.end;
+        let mut answered = 0;
         let began = self.clock.ticks();
         let turned_before = self.seeder.turned_away().times;
         let mut last_moved = began;
         loop {
             let progress = seen.borrow_and_update().clone();
+            if progress.asked != answered {
+                still_the_same(control).await?;
+                answered = progress.asked;
+                offering
+                    .approved
+                    .send_replace(Some((answered, prepared.approved)));
+            }
             if let Some(reason) = &progress.failed
                 && progress.failures >= ATTEMPTS_MAX
             {
@@ -386,6 +395,8 @@ impl Seed<'_> {
                         last_moved = self.clock.ticks();
                     }
                 }
+                // Whoever comes up in its place has not been looked at.
+                error = control.lost() => return Err(error.into()),
                 () = tokio::time::sleep(LOOK_INTERVAL) => {
                     // A replica acknowledges once a second by itself: its own view tells sooner.
                     // One that broke off may be gone.
@@ -401,12 +412,12 @@ impl Seed<'_> {
                 }
             }
             let now = self.clock.ticks();
-            if !progress.asked
+            if progress.asked == 0
                 && let Some(error) = self.cannot_come(began, now, turned_before)
             {
                 // Whoever asks from here on is told to wait. If nothing was sent, it is given back as it was.
                 self.seeder.serve(Serving::Undecided);
-                if seen.borrow().asked {
+                if seen.borrow().asked > 0 {
                     let state = describe(&progress);
                     return Err(SeedError::Silent { state });
                 }
@@ -462,6 +473,22 @@ impl Seed<'_> {
     }
 }
 
+/// An answer on the control connection, after somebody asked for data, comes from the process that was decided on: it
+/// lives, so whoever asked under its port is not another one in its place.
+async fn still_the_same(control: &mut Control) -> Result<(), SeedError> {
+    let info = control.info().await?;
+    if takes_writes(&info) {
+        return Err(SeedError::Writable);
+    }
+    if info.text("role") != Some("slave") {
+        return Err(SeedError::Rejected {
+            reason: "it was made a master while it was seeded".into(),
+            likely: String::new(),
+        });
+    }
+    Ok(())
+}
+
 /// The port that the server names in its handshake as a replica; nothing where that cannot be told, because
 /// CONFIG GET is not allowed.
 async fn listening_port(control: &mut Control, info: &Info, seeder: &Seeder) -> Option<u16> {
@@ -505,10 +532,10 @@ fn applied(info: &Info, end: Offset) -> bool {
 
 fn describe(progress: &SeedProgress) -> String {
     match (progress.asked, progress.all_sent, progress.acknowledged) {
-        (false, _, _) => "did not connect to our seed address; can it reach it?".into(),
-        (true, false, _) => format!("has taken {} bytes of the payload", progress.payload_sent),
-        (true, true, None) => "has everything but acknowledged nothing".into(),
-        (true, true, Some(offset)) => {
+        (0, _, _) => "did not connect to our seed address; can it reach it?".into(),
+        (_, false, _) => format!("has taken {} bytes of the payload", progress.payload_sent),
+        (_, true, None) => "has everything but acknowledged nothing".into(),
+        (_, true, Some(offset)) => {
             format!("has everything but acknowledged only offset {offset}")
         }
     }

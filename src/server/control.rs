@@ -329,6 +329,20 @@ impl Control {
         self.connection.is_local()
     }
 
+    /// Ends when the connection does, which a server's death brings about. While no command is under way, the
+    /// server says nothing. Cancel safe.
+    pub async fn lost(&mut self) -> ControlError {
+        let error = match self.connection.read_buf(&mut self.received).await {
+            Ok(0) => std::io::ErrorKind::UnexpectedEof.into(),
+            Ok(_) => std::io::Error::other("it said something that was not asked"),
+            Err(error) => error,
+        };
+        ControlError::Lost {
+            address: self.address.clone(),
+            error,
+        }
+    }
+
     /// Makes the server a master: `REPLICAOF NO ONE`.
     ///
     /// # Errors

@@ -1,18 +1,31 @@
 //! A link that is cut at any byte, that stalls or is slow: nothing is lost, nothing is doubled, nothing is fetched anew.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use perennial::store::faulty::Faults;
 
 use crate::harness::random::Random;
 use crate::harness::workload::{write_at_random, write_everything};
 use crate::harness::{
-    Archive, DEADLINE, Digest, Load, Perennial, Proxy, REDIS_7_0, Writers, assert_same, until,
+    Archive, DEADLINE, Digest, FastClock, InProcess, Kind, Load, Perennial, Proxy, Writers,
+    assert_same, until,
 };
+use crate::kill_matrix::on_matrix_servers;
+
+on_matrix_servers! {
+    cut_at_random_bytes_under_load,
+    cut_during_the_handshake_and_the_first_snapshot,
+    a_slow_link_only_takes_longer,
+    a_stalled_link_confirms_nothing_and_recovers,
+    a_master_that_says_nothing_is_given_up_and_followed_again,
+    a_malformed_stream_is_said_with_its_offset_and_nothing_before_or_after_is_lost,
+}
 
 const LARGE_BACKLOG: [&str; 2] = ["--repl-backlog-size", "256mb"];
 
-#[test]
-fn cut_at_random_bytes_under_load() {
-    let Some(mut server) = REDIS_7_0.start(&LARGE_BACKLOG) else {
+fn cut_at_random_bytes_under_load(kind: Kind) {
+    let Some(mut server) = kind.start(&LARGE_BACKLOG) else {
         return;
     };
     let proxy = Proxy::to(&server.address());
@@ -48,9 +61,8 @@ fn cut_at_random_bytes_under_load() {
     perennial.assert_healthy();
 }
 
-#[test]
-fn cut_during_the_handshake_and_the_first_snapshot() {
-    let Some(mut server) = REDIS_7_0.start(&LARGE_BACKLOG) else {
+fn cut_during_the_handshake_and_the_first_snapshot(kind: Kind) {
+    let Some(mut server) = kind.start(&LARGE_BACKLOG) else {
         return;
     };
     write_everything(&mut server.client(), 0);
@@ -76,9 +88,8 @@ fn cut_during_the_handshake_and_the_first_snapshot() {
     perennial.assert_healthy();
 }
 
-#[test]
-fn a_slow_link_only_takes_longer() {
-    let Some(server) = REDIS_7_0.start(&[]) else {
+fn a_slow_link_only_takes_longer(kind: Kind) {
+    let Some(server) = kind.start(&[]) else {
         return;
     };
     let proxy = Proxy::to(&server.address());
@@ -92,9 +103,8 @@ fn a_slow_link_only_takes_longer() {
     perennial.assert_healthy();
 }
 
-#[test]
-fn a_stalled_link_confirms_nothing_and_recovers() {
-    let Some(server) = REDIS_7_0.start(&LARGE_BACKLOG) else {
+fn a_stalled_link_confirms_nothing_and_recovers(kind: Kind) {
+    let Some(server) = kind.start(&LARGE_BACKLOG) else {
         return;
     };
     let proxy = Proxy::to(&server.address());
@@ -112,10 +122,31 @@ fn a_stalled_link_confirms_nothing_and_recovers() {
     perennial.assert_healthy();
 }
 
+/// A stopped master's connections stay open: only our own limit, 60 s by a clock that here runs faster, ends them.
+fn a_master_that_says_nothing_is_given_up_and_followed_again(kind: Kind) {
+    let Some(mut server) = kind.start(&["--repl-ping-replica-period", "1"]) else {
+        return;
+    };
+    let proxy = Proxy::to(&server.address());
+    let archive = Archive::new();
+    let clock = Arc::new(FastClock::new(15));
+    let perennial = InProcess::follow_by(&proxy.url(), &archive, &Faults::new(), clock);
+    archive.until_durable();
+    server.client().wait_until_stored(DEADLINE);
+    let connections = proxy.accepted();
+    server.pause();
+    until("it is looked for anew", DEADLINE, || {
+        proxy.accepted() > connections
+    });
+    server.resume();
+    server.client().wait_until_stored(DEADLINE);
+    archive.status().assert_chain_of(1);
+    perennial.stop().unwrap();
+}
+
 /// What servers before 7.0 do to a replica without permission for REPLCONF, and whatever else is no command.
-#[test]
-fn a_malformed_stream_is_said_with_its_offset_and_nothing_before_or_after_is_lost() {
-    let Some(mut server) = REDIS_7_0.start(&LARGE_BACKLOG) else {
+fn a_malformed_stream_is_said_with_its_offset_and_nothing_before_or_after_is_lost(kind: Kind) {
+    let Some(mut server) = kind.start(&LARGE_BACKLOG) else {
         return;
     };
     let proxy = Proxy::to(&server.address());

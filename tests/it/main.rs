@@ -61,6 +61,8 @@ mod rewritten;
 mod double_kill;
 // A server that is stopped in order under load loses nothing that it answered, in whatever order Perennial stops.
 mod orderly_stop;
+// Perennial, the master, or both, killed or stopped at every step, reached by traps.
+mod kill_matrix;
 // Seeds that must not come about, and stopping while something hangs.
 mod seeds_refused;
 // ACL rules, passwords and masterauth; the loop over a socket file.

@@ -304,7 +304,7 @@ fn pings_are_stored_before_a_seed(kind: Kind) {
     let archive = Archive::new();
     let clock = Arc::new(MovableClock::new());
     let follower = InProcess::follow_by(
-        &master,
+        &master.url(),
         &archive,
         &Faults::default(),
         Arc::clone(&clock) as _,

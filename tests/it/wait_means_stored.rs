@@ -4,9 +4,15 @@
 //! that runs the loop in its own process.
 
 use std::fs;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use perennial::store::faulty::{Fault, Faults, Operation};
+use perennial::archive::plan::{Target, plan};
+use perennial::restore::to_dir::restore;
+use perennial::store::Store;
+use perennial::store::catalog;
+use perennial::store::faulty::{Fault, Faults, FaultyStore, Operation};
+use perennial::store::fs::FsStore;
 
 use crate::harness::workload::write_everything;
 use crate::harness::{
@@ -25,10 +31,6 @@ on_every_server! {
 on_every_server! {
     up to 7.0;
     a_store_that_refuses_confirms_nothing_and_stalls_nobody,
-    whatever_operation_is_refused_nothing_confirmed_is_lost,
-    whatever_operation_is_cut_short_nothing_confirmed_is_lost,
-    whatever_operation_is_done_but_reported_failed_nothing_confirmed_is_lost,
-    whatever_operation_is_slow_nothing_confirmed_is_lost,
 }
 
 fn take_the_store_away(archive: &Archive) {
@@ -196,15 +198,29 @@ fn nothing_is_acknowledged_before_the_first_snapshot_is_complete(kind: Kind) {
     drop(perennial);
 }
 
-/// The whole loop once for every operation of the store, which then goes wrong in one way.
+/// The whole loop once for every operation of the store, which then goes wrong in one way: those of following, of the
+/// snapshot and of the seed.
 fn each_operation_goes_wrong(kind: Kind, way: Fault) {
     let Some(clean) = loop_with(kind, None) else {
         return;
     };
-    assert!(clean >= 8, "a run takes {clean} operations");
+    assert!(clean >= 12, "a run takes {clean} operations");
     for n in 1..=clean {
         loop_with(kind, Some((n, way)));
     }
+}
+
+on_every_server! {
+    since 7.0;
+    restoring_from_a_failing_store_is_all_or_nothing,
+}
+
+on_every_server! {
+    oldest, usual and newest;
+    whatever_operation_is_refused_nothing_confirmed_is_lost,
+    whatever_operation_is_cut_short_nothing_confirmed_is_lost,
+    whatever_operation_is_done_but_reported_failed_nothing_confirmed_is_lost,
+    whatever_operation_is_slow_nothing_confirmed_is_lost,
 }
 
 fn whatever_operation_is_refused_nothing_confirmed_is_lost(kind: Kind) {
@@ -223,7 +239,67 @@ fn whatever_operation_is_slow_nothing_confirmed_is_lost(kind: Kind) {
     each_operation_goes_wrong(kind, Fault::Delay(200));
 }
 
-/// Follow, write and wait, lose both, come back. Returns the number of store operations up to the loss.
+/// Every operation of a restore to files goes wrong in every way: it fails and leaves no files that a server would
+/// start from, or brings everything.
+fn restoring_from_a_failing_store_is_all_or_nothing(kind: Kind) {
+    let Some(server) = kind.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let _perennial = Perennial::follow(&server, &archive, &[]);
+    write_everything(&mut server.client(), 0);
+    server.client().wait_until_stored(DEADLINE);
+    let operations = restore_with(&archive, None).unwrap();
+    assert!(operations >= 4, "a restore takes {operations} operations");
+    for way in [Fault::Refuse, Fault::CutShort, Fault::DoneButReportedFailed] {
+        for n in 1..=operations {
+            let error = restore_with(&archive, Some((n, way))).unwrap_err();
+            assert!(error.contains("made to fail"), "{error}");
+        }
+    }
+    for n in 1..=operations {
+        restore_with(&archive, Some((n, Fault::Delay(50)))).unwrap();
+    }
+    let folder = archive.restore("restored", &[]);
+    let flags = ["--dir", folder.to_str().unwrap(), "--appendonly", "yes"];
+    let restored = kind.start(&flags).unwrap();
+    assert_same(
+        &Digest::of(&server.address()),
+        &Digest::of(&restored.address()),
+    );
+}
+
+/// A restore to files in this process: how many operations it took, or what it said. Where it fails, nothing is there.
+fn restore_with(archive: &Archive, fault: Option<(u64, Fault)>) -> Result<u64, String> {
+    let faults = Faults::new();
+    if let Some((n, way)) = fault {
+        faults.at(n, way);
+    }
+    let inner: Arc<dyn Store> = Arc::new(FsStore::new(archive.path()));
+    let store: Arc<dyn Store> = Arc::new(FaultyStore::new(inner, faults.clone()));
+    let parent = tempfile::tempdir().unwrap();
+    let target = parent.path().join("target");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let outcome = runtime.block_on(async {
+        let loaded = catalog::load(&*store, &[])
+            .await
+            .map_err(|error| error.to_string())?;
+        let planned = plan(&loaded.catalog, Target::Latest).map_err(|error| error.to_string())?;
+        let id = loaded.catalog.archive().unwrap().archive;
+        restore(store, id, &planned, &target, false, |_| {})
+            .await
+            .map_err(|error| error.to_string())
+    });
+    let files = target.join("appendonlydir");
+    assert_eq!(
+        outcome.is_ok(),
+        files.exists(),
+        "{outcome:?} with {fault:?}"
+    );
+    outcome.map(|_| faults.operations())
+}
+
+/// Follow, write and wait, lose the server, come back. Returns the number of store operations.
 fn loop_with(kind: Kind, fault: Option<(u64, Fault)>) -> Option<u64> {
     let mut server = kind.start(&[])?;
     server.client().line("SET before 1");
@@ -238,7 +314,6 @@ fn loop_with(kind: Kind, fault: Option<(u64, Fault)>) -> Option<u64> {
         let confirmed = write_and_wait(&server, &key, DEADLINE);
         assert_eq!(confirmed, 1, "{key} with {fault:?}");
     }
-    let operations = faults.operations();
     server.lose_everything();
     // The same Perennial seeds it, whatever failed.
     until(
@@ -259,8 +334,9 @@ fn loop_with(kind: Kind, fault: Option<(u64, Fault)>) -> Option<u64> {
             "{fault:?}"
         );
     }
-    faults.clear();
     assert_eq!(write_and_wait(&server, "after", DEADLINE), 1, "{fault:?}");
+    let operations = faults.operations();
+    faults.clear();
     server.kill();
     perennial.stop().unwrap();
     Some(operations)

@@ -53,27 +53,48 @@ impl Clock for MovableClock {
     }
 }
 
+/// Ticks so many times faster than the machine's clock. Sleeps take as long as they say.
+#[derive(Debug)]
+pub struct FastClock {
+    clock: SystemClock,
+    times: u64,
+}
+
+impl FastClock {
+    /// Begins now.
+    pub fn new(times: u64) -> Self {
+        let clock = SystemClock::new();
+        Self { clock, times }
+    }
+}
+
+impl Clock for FastClock {
+    fn unix(&self) -> UnixMillis {
+        self.clock.unix()
+    }
+
+    fn ticks(&self) -> Ticks {
+        Ticks(self.clock.ticks().0 * self.times)
+    }
+}
+
 /// `perennial run` on a thread of its own.
 pub struct InProcess {
     stop: watch::Sender<bool>,
+    kill: watch::Sender<bool>,
     thread: Option<JoinHandle<anyhow::Result<()>>>,
 }
 
 impl InProcess {
     /// Follows `server` into `archive`, through a store that obeys `faults`.
     pub fn follow(server: &Server, archive: &Archive, faults: &Faults) -> Self {
-        Self::follow_by(server, archive, faults, Arc::new(SystemClock::new()))
+        Self::follow_by(&server.url(), archive, faults, Arc::new(SystemClock::new()))
     }
 
-    /// The same by another clock.
-    pub fn follow_by(
-        server: &Server,
-        archive: &Archive,
-        faults: &Faults,
-        clock: Arc<dyn Clock>,
-    ) -> Self {
+    /// The same by another clock, for limits that are too long to wait for.
+    pub fn follow_by(url: &str, archive: &Archive, faults: &Faults, clock: Arc<dyn Clock>) -> Self {
         let options = RunSettings {
-            redis: server.url(),
+            redis: url.to_owned(),
             archive: archive.url(),
             name: None,
             seed: Policy::Auto,
@@ -93,18 +114,25 @@ impl InProcess {
         let inner: Arc<dyn Store> = Arc::new(FsStore::new(archive.path()));
         let store = Arc::new(FaultyStore::new(inner, faults.clone()));
         let (stop, stopped) = watch::channel(false);
+        let (kill, mut killed) = watch::channel(false);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
                 .enable_all()
                 .build()
                 .unwrap();
-            let outcome = runtime.block_on(run(options, store, clock, stopped));
+            let outcome = runtime.block_on(async {
+                tokio::select! {
+                    outcome = run(options, store, clock, stopped) => outcome,
+                    _ = killed.wait_for(|killed| *killed) => Ok(()),
+                }
+            });
             runtime.shutdown_timeout(Duration::from_secs(1));
             outcome
         });
         Self {
             stop,
+            kill,
             thread: Some(thread),
         }
     }
@@ -113,6 +141,13 @@ impl InProcess {
     pub fn stop(mut self) -> anyhow::Result<()> {
         self.stop.send_replace(true);
         self.join().unwrap()
+    }
+
+    /// Drops everything that it does where it stands, as near to `kill -9` as one's own process allows: sockets are
+    /// closed, and what waits for the store waits no longer.
+    pub fn kill(mut self) {
+        self.kill.send_replace(true);
+        self.join().unwrap().unwrap();
     }
 
     fn join(&mut self) -> Option<anyhow::Result<()>> {

@@ -1,4 +1,5 @@
-//! A TCP proxy that can cut, stall, delay and vanish, on demand or after so many bytes.
+//! A TCP proxy that can cut, stall, delay and vanish, on demand or after so many bytes, and hold a connection at a byte
+//! that a [`Trap`] names.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -7,7 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::Port;
+use super::trap::{Progress, Trap, Way};
+use super::{DEADLINE, Port, until};
 
 /// How often a waiting pump looks at what it is told.
 const TICK: Duration = Duration::from_millis(5);
@@ -28,7 +30,30 @@ struct Shared {
     bytes_down: AtomicU64,
     accepted: AtomicU64,
     cuts: AtomicU64,
-    connections: Mutex<Vec<TcpStream>>,
+    connections: Mutex<Vec<Arc<Connection>>>,
+    armed: Mutex<Option<Armed>>,
+}
+
+/// The two sockets of a connection through the proxy.
+#[derive(Debug)]
+struct Connection {
+    client: TcpStream,
+    server: TcpStream,
+    /// The number of the trap that holds a direction; 0 for none.
+    held_up: AtomicU64,
+    held_down: AtomicU64,
+    cut: AtomicBool,
+    /// How far it has come through the armed trap: the number of that trap, and the progress.
+    progress: Mutex<(u64, Progress)>,
+}
+
+/// A trap that waits for a connection, or has caught one.
+#[derive(Debug)]
+struct Armed {
+    trap: Trap,
+    number: u64,
+    passed: u32,
+    sprung: bool,
 }
 
 /// A proxy in front of one server.
@@ -57,6 +82,7 @@ impl Proxy {
             accepted: AtomicU64::new(0),
             cuts: AtomicU64::new(0),
             connections: Mutex::default(),
+            armed: Mutex::default(),
         });
         let accepting = Arc::clone(&shared);
         let listener = thread::spawn(move || accepting.accept(&listener));
@@ -111,9 +137,52 @@ impl Proxy {
 
     /// Sends these bytes to every client, as if the server had said them.
     pub fn inject(&self, bytes: &[u8]) {
-        // Pairs of (client, server), see `connect`.
-        for mut client in self.shared.connections.lock().unwrap().iter().step_by(2) {
-            let _ = client.write_all(bytes);
+        for connection in self.shared.connections.lock().unwrap().iter() {
+            let _ = (&connection.client).write_all(bytes);
+        }
+    }
+
+    /// Lays a trap; the one before catches nothing more, and goes on holding what it has caught. Connections that are
+    /// open are looked at from the next byte on. Returns the trap's number.
+    pub fn arm(&self, trap: Trap) -> u64 {
+        let mut armed = self.shared.armed.lock().unwrap();
+        let number = armed.as_ref().map_or(1, |armed| armed.number + 1);
+        *armed = Some(Armed {
+            trap,
+            number,
+            passed: 0,
+            sprung: false,
+        });
+        number
+    }
+
+    /// Waits until the last trap holds a connection.
+    #[track_caller]
+    pub fn until_caught(&self) {
+        until("a connection is in the trap", DEADLINE, || {
+            let armed = self.shared.armed.lock().unwrap();
+            armed.as_ref().is_some_and(|armed| armed.sprung)
+        });
+    }
+
+    /// Lets go what the trap of this number holds; what was held back passes.
+    pub fn let_go(&self, number: u64) {
+        for connection in self.shared.connections.lock().unwrap().iter() {
+            for held in [&connection.held_up, &connection.held_down] {
+                let _ = held.compare_exchange(number, 0, Ordering::SeqCst, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// Takes the trap away and lets go everything that any of them holds.
+    pub fn disarm(&self) {
+        let mut armed = self.shared.armed.lock().unwrap();
+        if let Some(armed) = armed.as_mut() {
+            armed.sprung = true;
+        }
+        for connection in self.shared.connections.lock().unwrap().iter() {
+            connection.held_up.store(0, Ordering::SeqCst);
+            connection.held_down.store(0, Ordering::SeqCst);
         }
     }
 
@@ -161,6 +230,14 @@ impl Drop for Proxy {
     }
 }
 
+impl Connection {
+    fn close(&self) {
+        self.cut.store(true, Ordering::SeqCst);
+        let _ = self.client.shutdown(Shutdown::Both);
+        let _ = self.server.shutdown(Shutdown::Both);
+    }
+}
+
 impl Shared {
     fn accept(self: &Arc<Self>, listener: &TcpListener) {
         while !self.end.load(Ordering::SeqCst) {
@@ -187,45 +264,53 @@ impl Shared {
             stream.set_nodelay(true).unwrap();
             stream.set_read_timeout(Some(TICK)).unwrap();
         }
+        let connection = Arc::new(Connection {
+            client,
+            server,
+            held_up: AtomicU64::new(0),
+            held_down: AtomicU64::new(0),
+            cut: AtomicBool::new(false),
+            progress: Mutex::default(),
+        });
         {
             let mut connections = self.connections.lock().unwrap();
-            connections.push(client.try_clone().unwrap());
-            connections.push(server.try_clone().unwrap());
+            connections.retain(|connection| !connection.cut.load(Ordering::SeqCst));
+            connections.push(Arc::clone(&connection));
         }
         // `down` may have been called between the look in `accept` and here.
         if self.down.load(Ordering::SeqCst) || self.end.load(Ordering::SeqCst) {
             self.cut();
         }
-        let pairs = [
-            (
-                client.try_clone().unwrap(),
-                server.try_clone().unwrap(),
-                false,
-            ),
-            (server, client, true),
-        ];
-        for (from, to, from_server) in pairs {
-            let shared = Arc::clone(self);
-            thread::spawn(move || shared.pump(from, to, from_server));
+        for way in [Way::Up, Way::Down] {
+            let (shared, connection) = (Arc::clone(self), Arc::clone(&connection));
+            thread::spawn(move || shared.pump(&connection, way));
         }
     }
 
     fn cut(&self) {
         self.cuts.fetch_add(1, Ordering::SeqCst);
-        for stream in self.connections.lock().unwrap().drain(..) {
-            let _ = stream.shutdown(Shutdown::Both);
+        for connection in self.connections.lock().unwrap().drain(..) {
+            connection.close();
         }
     }
 
     /// Copies one direction until either side closes.
-    fn pump(&self, mut from: TcpStream, mut to: TcpStream, from_server: bool) {
+    fn pump(&self, connection: &Connection, way: Way) {
+        let (mut from, mut to) = match way {
+            Way::Up => (&connection.client, &connection.server),
+            Way::Down => (&connection.server, &connection.client),
+        };
         let mut buffer = vec![0; BUFFER_BYTES];
         loop {
             while self.stalled.load(Ordering::SeqCst) && !self.end.load(Ordering::SeqCst) {
                 thread::sleep(TICK);
             }
             let count = match from.read(&mut buffer) {
-                Ok(0) => break,
+                // The end is held back by a stall like anything else.
+                Ok(0) => {
+                    self.hold_back();
+                    break;
+                }
                 Ok(count) => count,
                 Err(error)
                     if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
@@ -235,12 +320,14 @@ impl Shared {
                 Err(_) => break,
             };
             self.hold_back();
-            let (passing, last) = if from_server {
-                self.admit(count)
-            } else {
-                (count, false)
+            let Some(rest) = self.through_traps(connection, way, &mut to, &buffer[..count]) else {
+                break;
             };
-            if to.write_all(&buffer[..passing]).is_err() {
+            let (passing, last) = match way {
+                Way::Down => self.admit(rest.len()),
+                Way::Up => (rest.len(), false),
+            };
+            if to.write_all(&rest[..passing]).is_err() {
                 break;
             }
             if last {
@@ -250,8 +337,74 @@ impl Shared {
                 break;
             }
         }
-        let _ = from.shutdown(Shutdown::Both);
-        let _ = to.shutdown(Shutdown::Both);
+        connection.close();
+    }
+
+    /// Passes what comes before the byte at which a trap holds the connection, and waits until it is let go, as often
+    /// as that happens. The bytes behind; nothing once the connection is cut.
+    fn through_traps<'a>(
+        &self,
+        connection: &Connection,
+        way: Way,
+        to: &mut &TcpStream,
+        bytes: &'a [u8],
+    ) -> Option<&'a [u8]> {
+        let mut rest = bytes;
+        loop {
+            if !self.until_let_go(connection, way) {
+                return None;
+            }
+            let Some(cut) = self.caught_at(connection, way, rest) else {
+                return Some(rest);
+            };
+            to.write_all(&rest[..cut]).ok()?;
+            if way == Way::Down {
+                self.bytes_down.fetch_add(cut as u64, Ordering::SeqCst);
+            }
+            rest = &rest[cut..];
+        }
+    }
+
+    /// How many bytes may pass before the connection is held, if a trap closes on them. It is held before any of them
+    /// passes, so that nothing that they bring about passes either.
+    fn caught_at(&self, connection: &Connection, way: Way, bytes: &[u8]) -> Option<usize> {
+        let mut armed = self.armed.lock().unwrap();
+        let armed = armed.as_mut().filter(|armed| !armed.sprung)?;
+        let mut progress = connection.progress.lock().unwrap();
+        if progress.0 != armed.number {
+            *progress = (armed.number, Progress::default());
+        }
+        let cut = progress.1.feed(&armed.trap, way, bytes)?;
+        if armed.passed < armed.trap.skipped() {
+            armed.passed += 1;
+            return None;
+        }
+        armed.sprung = true;
+        let both = armed.trap.holds_both_ways();
+        for (held, this_way) in [
+            (&connection.held_up, Way::Up),
+            (&connection.held_down, Way::Down),
+        ] {
+            if both || way == this_way {
+                held.store(armed.number, Ordering::SeqCst);
+            }
+        }
+        Some(cut)
+    }
+
+    /// Waits while a trap holds the connection. Whether it still stands.
+    fn until_let_go(&self, connection: &Connection, way: Way) -> bool {
+        let held = match way {
+            Way::Up => &connection.held_up,
+            Way::Down => &connection.held_down,
+        };
+        while held.load(Ordering::SeqCst) != 0 {
+            if self.end.load(Ordering::SeqCst) || connection.cut.load(Ordering::SeqCst) {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        !connection.cut.load(Ordering::SeqCst)
     }
 
     /// A stall that began during the read holds this piece as well.

@@ -89,7 +89,7 @@ pub const VALKEY_9_1: Kind = Kind {
 
 /// The named scenarios, each a `fn(Kind)` of this module, as one test for each kind of server: `name::redis_6_2` and so
 /// on. `since 7.0;` in front leaves 6.2 out, for what that version does not have. `up to 7.0;` is for what is long and
-/// differs only in how a full sync comes: on the link before 7.0, beside it since.
+/// differs only in how a full sync comes: on the link before 7.0, beside it since; `oldest, usual and newest;` likewise.
 #[macro_export]
 macro_rules! on_every_server {
     (since 7.0; $($scenario:ident),+ $(,)?) => {$(
@@ -98,6 +98,14 @@ macro_rules! on_every_server {
             #[test] fn redis_7_0() { super::$scenario(servers::REDIS_7_0); }
             #[test] fn redis_8_0() { super::$scenario(servers::REDIS_8_0); }
             #[test] fn valkey_8_1() { super::$scenario(servers::VALKEY_8_1); }
+            #[test] fn valkey_9_1() { super::$scenario(servers::VALKEY_9_1); }
+        }
+    )+};
+    (oldest, usual and newest; $($scenario:ident),+ $(,)?) => {$(
+        mod $scenario {
+            use $crate::harness::servers;
+            #[test] fn redis_6_2() { super::$scenario(servers::REDIS_6_2); }
+            #[test] fn redis_7_0() { super::$scenario(servers::REDIS_7_0); }
             #[test] fn valkey_9_1() { super::$scenario(servers::VALKEY_9_1); }
         }
     )+};
