@@ -28,9 +28,7 @@ fn comes_back(mut server: Server, archive: &Archive, perennial: &Perennial) {
         assert!(bytes < RESIDENT_BYTES_MAX, "{bytes} bytes resident");
     }
     let folder = archive.restore("restored", &[]);
-    let restored = REDIS_7_0
-        .start(&["--dir", folder.to_str().unwrap(), "--appendonly", "yes"])
-        .unwrap();
+    let restored = REDIS_7_0.start_on(&folder).unwrap();
     assert_same(&before, &Digest::of(&restored.address()));
     drop(restored);
 

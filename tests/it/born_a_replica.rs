@@ -17,7 +17,6 @@ const CONTINUED: &str = "Successful partial resynchronization";
 const SENT_A_PAYLOAD: &str = "Full resync from";
 
 on_every_server! {
-    since 7.0;
     without_data_beside_an_empty_archive_it_is_promoted_at_once,
     without_data_it_is_seeded,
     a_stale_dump_of_ours_is_continued_and_no_payload_is_sent,

@@ -94,13 +94,8 @@ fn kill_both_and_start_again(
 
 /// Looks for the writes in a server that was started from restored files. Returns how many there were.
 fn in_files(kind: Kind, archive: &Archive, ledger: &Ledger, kill: u32) -> usize {
-    // The one file that 6.2 starts from is not written by this version.
-    if kind.speaks < (7, 0) {
-        return 0;
-    }
     let folder = archive.restore(&format!("restored-{kill}"), &[]);
-    let path = folder.to_str().unwrap();
-    let restored = kind.start(&["--dir", path, "--appendonly", "yes"]).unwrap();
+    let restored = kind.start_on(&folder).unwrap();
     ledger.assert_all_in(&restored.address());
     drop(restored);
     std::fs::remove_dir_all(folder).unwrap();

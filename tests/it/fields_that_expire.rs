@@ -43,8 +43,7 @@ fn they_come_back(kind: Kind, magic: &[u8]) {
         std::fs::read(base).unwrap().starts_with(magic),
         "the payload is of another format"
     );
-    let files = ["--dir", folder.to_str().unwrap(), "--appendonly", "yes"];
-    let restored = kind.start(&files).unwrap();
+    let restored = kind.start_on(&folder).unwrap();
     assert_same(&before, &Digest::of(&restored.address()));
 
     server.lose_everything();

@@ -26,13 +26,9 @@ const LOAD: Load = Load {
 fn restores_either_way(server: &mut Server, archive: &Archive) {
     server.client().wait_until_stored(DEADLINE);
     let before = Digest::of(&server.address());
-    // Files for older servers are refused so far.
-    if server.kind().speaks >= (7, 0) {
-        let folder = archive.restore("restored", &[]);
-        let config = ["--dir", folder.to_str().unwrap(), "--appendonly", "yes"];
-        let restored = server.kind().start(&config).unwrap();
-        assert_same(&before, &Digest::of(&restored.address()));
-    }
+    let folder = archive.restore("restored", &[]);
+    let restored = server.kind().start_on(&folder).unwrap();
+    assert_same(&before, &Digest::of(&restored.address()));
     server.lose_everything();
     server.until_master_with_data();
     assert_same(&before, &Digest::of(&server.address()));

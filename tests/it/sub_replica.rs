@@ -19,7 +19,6 @@ const CONFIG: [&str; 4] = [
 ];
 
 on_every_server! {
-    since 7.0;
     the_archive_goes_on_when_the_master_is_followed_instead,
     a_snapshot_that_begins_in_another_database,
     its_own_link_breaks_and_comes_back,
@@ -94,8 +93,7 @@ impl Scene {
     #[track_caller]
     fn assert_files_hold(&self, expected: &Digest) {
         let folder = self.archive.restore("restored", &[]);
-        let files = ["--dir", folder.to_str().unwrap(), "--appendonly", "yes"];
-        let restored = self.master.kind().start(&files).unwrap();
+        let restored = self.master.kind().start_on(&folder).unwrap();
         assert_same(expected, &Digest::of(&restored.address()));
         drop(restored);
         std::fs::remove_dir_all(folder).unwrap();

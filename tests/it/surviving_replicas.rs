@@ -28,7 +28,6 @@ const LOAD: Load = Load {
 };
 
 on_every_server! {
-    since 7.0;
     born_a_replica_the_master_lets_them_go_on,
     seeded_from_empty_the_master_lets_them_go_on,
     they_may_ask_at_any_moment_of_the_seed,
@@ -153,9 +152,7 @@ fn all_are_the_same(master: &Server, replicas: &[Replica], archive: &Archive) ->
         assert_same(&expected, &Digest::of(&replica.server.address()));
     }
     let folder = archive.restore("compared", &[]);
-    let path = folder.to_str().unwrap();
-    let files = ["--dir", path, "--appendonly", "yes"];
-    let restored = master.kind().start(&files).unwrap();
+    let restored = master.kind().start_on(&folder).unwrap();
     assert_same(&expected, &Digest::of(&restored.address()));
     drop(restored);
     std::fs::remove_dir_all(folder).unwrap();
@@ -439,8 +436,7 @@ fn one_is_promoted_that_lacks_the_last_writes(kind: Kind) {
     all_are_the_same(&promoted.server, &[], &archive);
     archive.status().assert_chain_of(2);
     let folder = archive.restore("late", &["--at", "timeline:1"]);
-    let files = ["--dir", folder.to_str().unwrap(), "--appendonly", "yes"];
-    let restored = kind.start(&files).unwrap();
+    let restored = kind.start_on(&folder).unwrap();
     assert_same(&late, &Digest::of(&restored.address()));
     perennial.assert_healthy();
 }

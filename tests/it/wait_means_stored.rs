@@ -261,8 +261,7 @@ fn restoring_from_a_failing_store_is_all_or_nothing(kind: Kind) {
         restore_with(&archive, Some((n, Fault::Delay(50)))).unwrap();
     }
     let folder = archive.restore("restored", &[]);
-    let flags = ["--dir", folder.to_str().unwrap(), "--appendonly", "yes"];
-    let restored = kind.start(&flags).unwrap();
+    let restored = kind.start_on(&folder).unwrap();
     assert_same(
         &Digest::of(&server.address()),
         &Digest::of(&restored.address()),

@@ -18,7 +18,7 @@ const VALUE_BYTES_SHOWN: usize = 240;
 const VALUE_BYTES_KEPT: usize = 16 * 1024;
 /// How far times of expiry may lie apart where one of the servers cannot name them, milliseconds. Before 7.0 they
 /// are spelled relative in the replication stream, so what is replayed later expires later.
-const EXPIRY_TOLERANCE_MILLIS: u64 = 60_000;
+const EXPIRY_TOLERANCE_MILLIS: u64 = 2_000;
 
 /// Fields of XINFO STREAM FULL that are not data: two servers with the same history may differ in them.
 /// The shape of the radix tree is an implementation's own; the times at which a consumer was seen are local clocks.

@@ -172,6 +172,22 @@ impl Kind {
         self.start(&[&waits, config].concat())
     }
 
+    /// A server on restored files. A `dump.rdb`, written where there is no replication stream behind it, is only read
+    /// without append-only files.
+    pub fn start_on(&self, folder: &Path) -> Option<Server> {
+        let append_only = if folder.join("dump.rdb").exists() {
+            "no"
+        } else {
+            "yes"
+        };
+        self.start(&[
+            "--dir",
+            folder.to_str().unwrap(),
+            "--appendonly",
+            append_only,
+        ])
+    }
+
     fn is_this_version(&self, program: &Path) -> bool {
         Command::new(program)
             .arg("--version")

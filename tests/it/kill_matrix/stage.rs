@@ -359,8 +359,7 @@ impl Stage {
         server.client().wait_until_stored(DEADLINE);
         let before = Digest::of(&server.address());
         let folder = archive.restore("restored", &[]);
-        let flags = ["--dir", folder.to_str().unwrap(), "--appendonly", "yes"];
-        let restored = server.kind().start(&flags).unwrap();
+        let restored = server.kind().start_on(&folder).unwrap();
         ledger.assert_all_in(&restored.address());
         assert_same(&before, &Digest::of(&restored.address()));
 
