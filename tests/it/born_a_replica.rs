@@ -19,7 +19,6 @@ const SENT_A_PAYLOAD: &str = "Full resync from";
 on_every_server! {
     without_data_beside_an_empty_archive_it_is_promoted_at_once,
     without_data_it_is_seeded,
-    a_stale_dump_of_ours_is_continued_and_no_payload_is_sent,
     a_stale_server_catches_up_under_busy_clients,
     a_dump_ahead_of_the_archive_is_never_served,
     a_foreign_dump_is_promoted_untouched_and_suspect,
@@ -27,9 +26,16 @@ on_every_server! {
     an_append_only_file_is_promoted_untouched_and_suspect,
     an_append_only_file_without_data_is_seeded,
     seed_never_serves_nobody,
-    seed_if_empty_continues_and_fills,
-    seed_if_empty_leaves_a_dump_from_before_the_first_snapshot_alone,
     seed_start_over_promotes_whatever_is_there,
+}
+
+// What the workload leaves in the stream of 6.2 has to be rewritten, so it is filled anew; and its full syncs write a dump
+// over the one that was there. older_masters has what 6.2 does.
+on_every_server! {
+    since 7.0;
+    seed_if_empty_leaves_a_dump_from_before_the_first_snapshot_alone,
+    a_stale_dump_of_ours_is_continued_and_no_payload_is_sent,
+    seed_if_empty_continues_and_fills,
 }
 
 #[track_caller]

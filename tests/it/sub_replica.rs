@@ -1,5 +1,5 @@
 //! A replica is followed in the coordinates of its master: same id, same offsets, one history, whichever of the two is
-//! asked. It is never seeded: it belongs to its master. All but the restored files holds for 6.2 as well.
+//! asked. It is never seeded: it belongs to its master.
 
 use std::time::Duration;
 

@@ -45,7 +45,9 @@ impl Archive {
         if code != 0 {
             return Err(format!("status exits {code}: {err}"));
         }
-        serde_json::from_str(&out).map_err(|error| format!("status --json: {error} in {out}"))
+        serde_json::from_str(&out)
+            .map(Status::without_mapped)
+            .map_err(|error| format!("status --json: {error} in {out}"))
     }
 
     /// Status, which must succeed.
@@ -178,6 +180,9 @@ pub struct Timeline {
     pub end: Option<u64>,
     pub suspect: Option<String>,
     pub accepted: bool,
+    /// It stands for a seed with rewritten bytes; it holds nothing.
+    #[serde(default)]
+    pub mapped: bool,
     pub head: bool,
     pub snapshots: Vec<Snapshot>,
     pub segments: u64,
@@ -208,6 +213,44 @@ pub struct Gap {
 }
 
 impl Status {
+    /// As if seeds had not been rewritten: without the timelines that stand for them, and numbered without a gap. The
+    /// last one stays while nothing continues it. So a scenario says the same of servers before 7.0 and of later ones.
+    fn without_mapped(mut self) -> Self {
+        let dropped: Vec<Timeline> = self
+            .timelines
+            .iter()
+            .filter(|timeline| {
+                let continued = |child: &Timeline| {
+                    child.parent.map(|parent| parent.timeline) == Some(timeline.seq)
+                };
+                timeline.mapped && self.timelines.iter().any(continued)
+            })
+            .cloned()
+            .collect();
+        self.timelines
+            .retain(|timeline| dropped.iter().all(|other| other.seq != timeline.seq));
+        let renumbered = |seq: u64| {
+            let before = dropped.iter().filter(|timeline| timeline.seq < seq).count();
+            seq - before as u64
+        };
+        for timeline in &mut self.timelines {
+            while let Some(skipped) = dropped
+                .iter()
+                .find(|other| Some(other.seq) == timeline.parent.map(|parent| parent.timeline))
+            {
+                timeline.parent = skipped.parent;
+            }
+            timeline.seq = renumbered(timeline.seq);
+            if let Some(parent) = &mut timeline.parent {
+                parent.timeline = renumbered(parent.timeline);
+            }
+        }
+        if let Some(head) = &mut self.head {
+            head.timeline = renumbered(head.timeline);
+        }
+        self
+    }
+
     /// The number of the head's timeline.
     #[track_caller]
     pub fn head_timeline(&self) -> u64 {
@@ -267,6 +310,24 @@ fn status_is_read_as_documented() {
             "accepted": false, "head": true, "snapshots": [], "segments": 1, "bytes": 40, "gaps": [], "source": {} } ],
         "problems": [] }"#;
     let status: Status = serde_json::from_str(text).unwrap();
+    status.assert_chain_of(2);
+    assert_eq!(status.timelines[1].parent.unwrap().offset, 50);
+    let mut status = status;
+    status.timelines[1].mapped = true;
+    assert_eq!(status.clone().without_mapped().timelines.len(), 2);
+    let mut child = status.timelines[1].clone();
+    child.seq = 3;
+    child.mapped = false;
+    child.parent = Some(Parent {
+        timeline: 2,
+        offset: 90,
+    });
+    status.timelines.push(child);
+    status.head = status.head.map(|head| Head {
+        timeline: 3,
+        ..head
+    });
+    let status = status.without_mapped();
     status.assert_chain_of(2);
     assert_eq!(status.timelines[1].parent.unwrap().offset, 50);
 }
