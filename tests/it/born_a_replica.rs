@@ -1,11 +1,11 @@
 //! A server whose configuration makes it a replica of Perennial at every start: each row of what it may hold when it
 //! comes, and what is done with it. Never is data lost that the archive does not have, nor served what is not its own.
-//! Nothing here is peculiar to 7.0: as a replica 6.2 goes on from its dump's position as well.
+//! As a replica 6.2 goes on from its dump's position as well. What a seed has to rewrite is in `rewritten`.
 
 use std::fs;
 use std::time::Duration;
 
-use crate::harness::workload::write_everything;
+use crate::harness::workload::{write_everything, write_verbatim};
 use crate::harness::{
     Archive, BornAsReplica, DEADLINE, Digest, Kind, Load, Perennial, Server, Status, Writers,
     assert_same, holds_for, until,
@@ -17,25 +17,24 @@ const CONTINUED: &str = "Successful partial resynchronization";
 const SENT_A_PAYLOAD: &str = "Full resync from";
 
 on_every_server! {
+    a_stale_dump_of_ours_is_continued_and_no_payload_is_sent,
+    seed_if_empty_continues_and_fills,
     without_data_beside_an_empty_archive_it_is_promoted_at_once,
     without_data_it_is_seeded,
     a_stale_server_catches_up_under_busy_clients,
     a_dump_ahead_of_the_archive_is_never_served,
     a_foreign_dump_is_promoted_untouched_and_suspect,
-    a_dump_from_before_the_first_snapshot_is_seeded,
     an_append_only_file_is_promoted_untouched_and_suspect,
     an_append_only_file_without_data_is_seeded,
     seed_never_serves_nobody,
     seed_start_over_promotes_whatever_is_there,
 }
 
-// What the workload leaves in the stream of 6.2 has to be rewritten, so it is filled anew; and its full syncs write a dump
-// over the one that was there. older_masters has what 6.2 does.
+// A full sync of 6.2 writes a dump over the one that was there.
 on_every_server! {
     since 7.0;
+    a_dump_from_before_the_first_snapshot_is_seeded,
     seed_if_empty_leaves_a_dump_from_before_the_first_snapshot_alone,
-    a_stale_dump_of_ours_is_continued_and_no_payload_is_sent,
-    seed_if_empty_continues_and_fills,
 }
 
 #[track_caller]
@@ -46,7 +45,7 @@ fn until_a_master(server: &Server) {
 /// Writes one more round that is stored. The digest of all there is then.
 #[track_caller]
 fn write_and_store(server: &Server, round: u64) -> Digest {
-    write_everything(&mut server.client(), round);
+    write_verbatim(&mut server.client(), round);
     server.client().wait_until_stored(DEADLINE);
     Digest::of(&server.address())
 }
@@ -124,7 +123,7 @@ fn a_stale_dump_of_ours_is_continued_and_no_payload_is_sent(kind: Kind) {
     };
     let server = &mut born.server;
     for generation in 1..=2 {
-        write_everything(&mut server.client(), generation * 2);
+        write_verbatim(&mut server.client(), generation * 2);
         server.client().save();
         let before = write_and_store(server, generation * 2 + 1);
         server.kill();

@@ -1,6 +1,6 @@
 //! A master with two real replicas dies. Filled again under its old replication id, it lets them go on from where they
 //! stand; replicas that hold what the archive never got are told to take everything anew, and never differ silently.
-//! One of them may be promoted instead: its history goes on in the archive.
+//! One of them may be promoted instead: its history goes on in the archive. What a seed has to rewrite is in `rewritten`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use perennial::store::faulty::Faults;
 
 use crate::harness::in_process::MovableClock;
-use crate::harness::workload::write_everything;
+use crate::harness::workload::write_verbatim;
 use crate::harness::{
     Archive, BornAsReplica, DEADLINE, Digest, InProcess, Kind, Load, Perennial, Proxy, Server,
     Writers, assert_same, until,
@@ -30,19 +30,18 @@ const LOAD: Load = Load {
 on_every_server! {
     one_is_promoted_and_followed,
     one_is_promoted_that_lacks_the_last_writes,
-}
-
-// The TTLs that the workload leaves in the stream of 6.2 are rewritten: such a seed has an id of its own, and its replicas
-// take everything anew (`rewritten`).
-on_every_server! {
-    since 7.0;
     born_a_replica_the_master_lets_them_go_on,
     seeded_from_empty_the_master_lets_them_go_on,
     they_may_ask_at_any_moment_of_the_seed,
-    they_may_ask_the_empty_master,
     pings_are_stored_before_a_seed,
     pings_that_were_never_stored_mean_a_full_resync,
     writes_that_were_never_stored_mean_a_full_resync,
+}
+
+// Before 7.0 a save for replicas cannot be told from one by somebody who wrote: such a server is suspect.
+on_every_server! {
+    since 7.0;
+    they_may_ask_the_empty_master,
 }
 
 /// A real replica, and what it has been through.
@@ -187,7 +186,7 @@ fn born_a_replica_the_master_lets_them_go_on(kind: Kind) {
     let Some(mut born) = BornAsReplica::start_with(kind, &archive, &BACKLOG) else {
         return;
     };
-    write_everything(&mut born.server.client(), 0);
+    write_verbatim(&mut born.server.client(), 0);
     let mut replicas = [Replica::of(&born.server), Replica::of(&born.server)];
     let writers = Writers::start(&born.server.address(), LOAD);
     for timelines in 2..=3 {
@@ -220,7 +219,7 @@ fn seeded_from_empty_the_master_lets_them_go_on(kind: Kind) {
     };
     let archive = Archive::new();
     let mut perennial = Perennial::follow(&master, &archive, &[]);
-    write_everything(&mut master.client(), 0);
+    write_verbatim(&mut master.client(), 0);
     let mut replicas = [Replica::of(&master), Replica::of(&master)];
     let writers = Writers::start(&master.address(), LOAD);
     writers.until_acknowledged_more(200);
@@ -252,7 +251,7 @@ fn they_may_ask_at_any_moment_of_the_seed(kind: Kind) {
     let Some(mut born) = BornAsReplica::start_with(kind, &archive, &BACKLOG) else {
         return;
     };
-    write_everything(&mut born.server.client(), 0);
+    write_verbatim(&mut born.server.client(), 0);
     let replicas = [Replica::of(&born.server), Replica::of(&born.server)];
     let writers = Writers::start(&born.server.address(), LOAD);
     for _ in 0..3 {
@@ -276,7 +275,7 @@ fn they_may_ask_the_empty_master(kind: Kind) {
     };
     let archive = Archive::new();
     let mut perennial = Perennial::follow(&master, &archive, &[]);
-    write_everything(&mut master.client(), 0);
+    write_verbatim(&mut master.client(), 0);
     let replicas = [Replica::of(&master), Replica::of(&master)];
     for timelines in 2..=3 {
         let before = stored_digest(&master, 2);
@@ -313,7 +312,7 @@ fn pings_are_stored_before_a_seed(kind: Kind) {
         Arc::clone(&clock) as _,
     );
     archive.until_durable();
-    write_everything(&mut master.client(), 0);
+    write_verbatim(&mut master.client(), 0);
     let mut replicas = [Replica::of(&master), Replica::of(&master)];
     let before = stored_digest(&master, 2);
     clock.forward(Duration::from_secs(40));
@@ -324,6 +323,7 @@ fn pings_are_stored_before_a_seed(kind: Kind) {
     master.kill();
     replicas.iter_mut().for_each(Replica::note_and_pause);
     assert!(replicas[0].offset > waiting_from);
+    master.remove_dump();
     master.start_again();
     master.until_master_with_data();
     assert_same(&before, &Digest::of(&master.address()));
@@ -356,7 +356,7 @@ fn ahead_of_the_archive(kind: Kind, more: impl Fn(&Server)) {
     let Some(mut born) = BornAsReplica::start_with(kind, &archive, &config) else {
         return;
     };
-    write_everything(&mut born.server.client(), 0);
+    write_verbatim(&mut born.server.client(), 0);
     let mut replicas = [Replica::of(&born.server), Replica::of(&born.server)];
     let before = stored_digest(&born.server, 2);
     born.perennial.kill();
@@ -388,7 +388,7 @@ fn one_is_promoted_and_followed(kind: Kind) {
     let proxy = Proxy::to(&master.address());
     let mut perennial = Perennial::follow_url(&proxy.url(), &archive, &[]);
     archive.until_durable();
-    write_everything(&mut master.client(), 0);
+    write_verbatim(&mut master.client(), 0);
     let [promoted, other] = [Replica::of(&master), Replica::of(&master)];
     let writers = Writers::start(&master.address(), LOAD);
     promoted.until_it_has_been_there_for_a_while();
@@ -420,7 +420,7 @@ fn one_is_promoted_that_lacks_the_last_writes(kind: Kind) {
     let followed = Proxy::to(&master.address());
     let mut perennial = Perennial::follow_url(&followed.url(), &archive, &[]);
     archive.until_durable();
-    write_everything(&mut master.client(), 0);
+    write_verbatim(&mut master.client(), 0);
     let mut promoted = Replica::of(&master);
     promoted.until_it_has_been_there_for_a_while();
     let before = stored_digest(&master, 1);

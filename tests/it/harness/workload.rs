@@ -14,6 +14,8 @@ pub struct Known {
     fields: bool,
     /// `valkey-8.1|`: SET with IFEQ.
     valkey_8_1: bool,
+    /// Nothing that a seed has to rewrite: relative TTLs before 7.0, HPERSIST of Redis.
+    only_verbatim: bool,
 }
 
 impl Known {
@@ -25,14 +27,20 @@ impl Known {
             since_7_0: version.speaks >= (7, 0),
             fields: client.knows("HSETEX"),
             valkey_8_1: version.valkey.is_some_and(|valkey| valkey >= (8, 1)),
+            only_verbatim: false,
         }
+    }
+
+    /// Whether TTLs go without: they would be relative in the replication stream.
+    fn without_ttls(&self) -> bool {
+        self.only_verbatim && !self.since_7_0
     }
 
     /// The line without its mark, where the server knows it.
     #[track_caller]
     pub fn line<'a>(&self, line: &'a str) -> Option<&'a str> {
         let Some((mark, rest)) = line.split_once("| ") else {
-            return Some(line);
+            return self.plain(line);
         };
         let known = match mark {
             "7.0" => self.since_7_0,
@@ -40,7 +48,21 @@ impl Known {
             "valkey-8.1" => self.valkey_8_1,
             other => panic!("no such mark: {other}"),
         };
-        known.then_some(rest)
+        let rewritten = self.only_verbatim && rest.contains("PERSIST ");
+        (known && !rewritten).then_some(rest)
+    }
+
+    /// A line without a mark as it is written: TTLs are left out where they have to go without.
+    fn plain<'a>(&self, line: &'a str) -> Option<&'a str> {
+        if !self.without_ttls() {
+            return Some(line);
+        }
+        let command = line.split(' ').next().unwrap_or_default();
+        if ["EXPIRE", "PEXPIRE", "SETEX", "PSETEX", "GETEX"].contains(&command) {
+            return None;
+        }
+        let end = line.find(" EX ").or_else(|| line.find(" PX "));
+        Some(&line[..end.unwrap_or(line.len())])
     }
 }
 
@@ -53,8 +75,23 @@ const YEAR_2100: u64 = 4_102_444_800;
 /// that one round can be in the snapshot and the next in the replication stream.
 #[track_caller]
 pub fn write_everything(client: &mut Client, round: u64) {
-    let mut random = Random::fixed(round);
     let known = Known::by(client);
+    write_known(client, known, round);
+}
+
+/// The same without what a seed has to rewrite: it goes out byte for byte under the archived id then.
+#[track_caller]
+pub fn write_verbatim(client: &mut Client, round: u64) {
+    let known = Known {
+        only_verbatim: true,
+        ..Known::by(client)
+    };
+    write_known(client, known, round);
+}
+
+#[track_caller]
+fn write_known(client: &mut Client, known: Known, round: u64) {
+    let mut random = Random::fixed(round);
     for database in 0..DATABASES {
         client.ok(&["SELECT", &database.to_string()]);
         strings(client, known, round, &mut random);
@@ -65,7 +102,7 @@ pub fn write_everything(client: &mut Client, round: u64) {
         streams(client, known, round);
         derived_types(client, known, round);
         expiries(client, known, round);
-        transactions_and_scripts(client, round, database);
+        transactions_and_scripts(client, known, round, database);
         removals(client, known, round);
     }
     across_databases(client, known, round);
@@ -331,7 +368,7 @@ fn expiries(client: &mut Client, known: Known, round: u64) {
     client.ok(&["EXPIREAT", "ttl:hash", &at]);
 }
 
-fn transactions_and_scripts(client: &mut Client, round: u64, database: u32) {
+fn transactions_and_scripts(client: &mut Client, known: Known, round: u64, database: u32) {
     let other = (database + 1) % DATABASES;
     transaction(
         client,
@@ -353,10 +390,16 @@ fn transactions_and_scripts(client: &mut Client, round: u64, database: u32) {
         &["INCR multi:d", &format!("SELECT {other}"), "INCR multi:e"],
     );
     client.ok(&["SELECT", &database.to_string()]);
-    let script = "redis.call('SET', KEYS[1], ARGV[1]); redis.call('RPUSH', KEYS[2], ARGV[1], 'x'); \
-                  redis.call('SET', KEYS[1] .. ':ttl', 'v', 'EX', 54321); return 1";
+    let with_ttl = if known.without_ttls() {
+        ""
+    } else {
+        "redis.call('SET', KEYS[1] .. ':ttl', 'v', 'EX', 54321); "
+    };
+    let script = format!(
+        "redis.call('SET', KEYS[1], ARGV[1]); redis.call('RPUSH', KEYS[2], ARGV[1], 'x'); {with_ttl}return 1"
+    );
     let value = round.to_string();
-    client.ok(&["EVAL", script, "2", "script:string", "script:list", &value]);
+    client.ok(&["EVAL", &script, "2", "script:string", "script:list", &value]);
     client.ok(&[
         "EVAL",
         "return redis.call('INCR', KEYS[1])",
@@ -397,10 +440,15 @@ fn removals(client: &mut Client, known: Known, round: u64) {
          SET dump:source dumped{r} EX 21000",
     );
     let dumped = client.line("DUMP dump:source").bytes();
+    let ttl: &[u8] = if known.without_ttls() {
+        b"0"
+    } else {
+        b"22222000"
+    };
     let restore = [
         b"RESTORE".as_slice(),
         b"dump:restored",
-        b"22222000",
+        ttl,
         &dumped,
         b"REPLACE",
     ];
