@@ -119,6 +119,11 @@ pub trait Upload: Send {
     /// [`StoreError`].
     async fn complete(self: Box<Self>) -> Result<Created, StoreError>;
 
+    /// Bytes that it holds in memory now, beyond what [`write`](Self::write) was called with.
+    fn held_bytes(&self) -> u64 {
+        0
+    }
+
     /// Gives the upload up and frees what it holds, as far as that can be done.
     async fn abort(self: Box<Self>);
 }
