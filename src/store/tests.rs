@@ -474,7 +474,8 @@ fn an_address_that_cannot_be_opened_says_what_can() {
         ("file:///backup?region=x", "no parameters"),
         ("file:///100%", "%25"),
         ("file:///a%00b", "zero byte"),
-        ("s3://bucket/prefix", "not built in this version"),
+        #[cfg(feature = "s3")]
+        ("s3://bucket/prefix?regoin=x", "did you mean region?"),
         ("gs://bucket/prefix", "not built in this version"),
         ("ftp://user:secret@host/x", "unknown scheme"),
         ("", "not an archive's address"),
