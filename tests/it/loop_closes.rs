@@ -44,12 +44,16 @@ fn lose_everything(server: &mut Server) {
 }
 
 fn an_empty_master_gets_everything_back_and_history_goes_on(kind: Kind) {
+    everything_comes_back_from(&Archive::new(), kind);
+}
+
+/// The same wherever the archive lies.
+pub fn everything_comes_back_from(archive: &Archive, kind: Kind) {
     let Some(mut server) = kind.start(&[]) else {
         return;
     };
-    let archive = Archive::new();
     write_everything(&mut server.client(), 0);
-    let mut perennial = Perennial::follow(&server, &archive, &[]);
+    let mut perennial = Perennial::follow(&server, archive, &[]);
     let mut random = Random::new();
     for generation in 1..=3 {
         let mut client = server.client();

@@ -33,11 +33,15 @@ fn write_and_wait(server: &Server, key: &str, timeout: Duration) -> i64 {
 
 #[test]
 fn a_confirmed_write_survives_the_loss_of_both() {
+    confirmed_writes_survive_in(&Archive::new());
+}
+
+/// The same wherever the archive lies.
+pub fn confirmed_writes_survive_in(archive: &Archive) {
     let Some(mut server) = REDIS_7_0.start(&[]) else {
         return;
     };
-    let archive = Archive::new();
-    let mut perennial = Perennial::follow(&server, &archive, &[]);
+    let mut perennial = Perennial::follow(&server, archive, &[]);
     for number in 0..20 {
         let key = format!("confirmed:{number}");
         assert_eq!(write_and_wait(&server, &key, DEADLINE), 1);
