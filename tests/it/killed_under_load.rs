@@ -35,11 +35,15 @@ fn restores_either_way(server: &mut Server, archive: &Archive) {
 }
 
 fn with_a_long_backlog_it_continues(kind: Kind) {
+    kills_under_load_are_survived_in(kind, &Archive::new());
+}
+
+/// The same wherever the archive lies.
+pub fn kills_under_load_are_survived_in(kind: Kind, archive: &Archive) {
     let Some(mut server) = kind.start(&["--repl-backlog-size", "64mb"]) else {
         return;
     };
-    let archive = Archive::new();
-    let mut perennial = Perennial::follow(&server, &archive, &[]);
+    let mut perennial = Perennial::follow(&server, archive, &[]);
     let writers = Writers::start(&server.address(), LOAD);
     let full_syncs = server.info_number("stats", "sync_full");
     for _ in 0..4 {
@@ -56,7 +60,7 @@ fn with_a_long_backlog_it_continues(kind: Kind) {
     assert_eq!(server.info_number("stats", "sync_full"), full_syncs);
     let ledger = writers.stop();
     archive.status().assert_chain_of(1);
-    restores_either_way(&mut server, &archive);
+    restores_either_way(&mut server, archive);
     ledger.assert_all_in(&server.address());
     perennial.assert_healthy();
 }

@@ -39,12 +39,16 @@ fn stored_digest(server: &Server) -> Digest {
 }
 
 fn an_empty_master_gets_everything_back_and_history_goes_on(kind: Kind) {
+    everything_comes_back_from(kind, &Archive::new());
+}
+
+/// The same wherever the archive lies.
+pub fn everything_comes_back_from(kind: Kind, archive: &Archive) {
     let Some(mut server) = kind.start(&[]) else {
         return;
     };
-    let archive = Archive::new();
     write_everything(&mut server.client(), 0);
-    let mut perennial = Perennial::follow(&server, &archive, &[]);
+    let mut perennial = Perennial::follow(&server, archive, &[]);
     let mut random = Random::new();
     for generation in 1..=3 {
         let mut client = server.client();

@@ -23,6 +23,12 @@ mod harness_proof;
 // The layer table of the design, read from the sources.
 mod layers;
 
+// What the archive relies on, on every store: memory, folder, S3.
+mod store_suite;
+// S3: what it answers when something is wrong, what it costs, and the loop over it.
+#[cfg(feature = "s3")]
+mod on_s3;
+
 // The promise: a master that comes up empty has everything back that was stored, and history goes on.
 mod loop_closes;
 // A server that starts from an older dump gets the writes that came after it.

@@ -52,11 +52,15 @@ fn write_and_wait(server: &Server, key: &str, timeout: Duration) -> i64 {
 }
 
 fn a_confirmed_write_survives_the_loss_of_both(kind: Kind) {
+    confirmed_writes_survive_in(kind, &Archive::new());
+}
+
+/// The same wherever the archive lies.
+pub fn confirmed_writes_survive_in(kind: Kind, archive: &Archive) {
     let Some(mut server) = kind.start(&[]) else {
         return;
     };
-    let archive = Archive::new();
-    let mut perennial = Perennial::follow(&server, &archive, &[]);
+    let mut perennial = Perennial::follow(&server, archive, &[]);
     for number in 0..20 {
         let key = format!("confirmed:{number}");
         assert_eq!(write_and_wait(&server, &key, DEADLINE), 1);

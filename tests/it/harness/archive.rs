@@ -7,12 +7,14 @@ use std::time::Duration;
 use serde::Deserialize;
 use tempfile::TempDir;
 
-use super::{DEADLINE, run_cli};
+use super::{DEADLINE, run_cli_with};
 
-/// A folder for an archive, not created before Perennial does so.
+/// A place for an archive, not created before Perennial does so: a folder, or an address elsewhere.
 #[derive(Debug)]
 pub struct Archive {
     parent: TempDir,
+    elsewhere: Option<String>,
+    environment: Vec<(String, String)>,
 }
 
 impl Archive {
@@ -20,7 +22,26 @@ impl Archive {
     pub fn new() -> Self {
         Self {
             parent: tempfile::tempdir().unwrap(),
+            elsewhere: None,
+            environment: Vec::new(),
         }
+    }
+
+    /// The archive at an address that is no folder; Perennial is given these variables.
+    pub fn at(url: String, environment: Vec<(String, String)>) -> Self {
+        Self {
+            elsewhere: Some(url),
+            environment,
+            ..Self::new()
+        }
+    }
+
+    /// The variables that Perennial is given.
+    pub fn environment(&self) -> Vec<(&str, &str)> {
+        self.environment
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect()
     }
 
     /// The archive's own folder.
@@ -33,15 +54,19 @@ impl Archive {
         self.parent.path().join(name)
     }
 
-    /// `file:///…`.
+    /// `file:///…`, or the address elsewhere.
     pub fn url(&self) -> String {
-        url_of(&self.path())
+        match &self.elsewhere {
+            Some(url) => url.clone(),
+            None => url_of(&self.path()),
+        }
     }
 
     /// Status, where the command succeeds.
     pub fn try_status(&self) -> Result<Status, String> {
         let url = self.url();
-        let (code, out, err) = run_cli(&["status", "--archive", &url, "--json"]);
+        let arguments = ["status", "--archive", &url, "--json"];
+        let (code, out, err) = run_cli_with(&arguments, &self.environment());
         if code != 0 {
             return Err(format!("status exits {code}: {err}"));
         }
@@ -111,7 +136,7 @@ impl Archive {
             target.to_str().unwrap(),
         ];
         arguments.extend(more);
-        let (code, out, err) = run_cli(&arguments);
+        let (code, out, err) = run_cli_with(&arguments, &self.environment());
         assert_eq!(code, 0, "{arguments:?}: stdout {out}; stderr {err}");
         target
     }

@@ -11,6 +11,8 @@ pub mod port;
 pub mod process;
 pub mod proxy;
 pub mod random;
+#[cfg(feature = "s3")]
+pub mod s3;
 pub mod servers;
 pub mod trap;
 pub mod until;
@@ -24,6 +26,8 @@ pub use in_process::{FastClock, InProcess};
 pub use perennial::{BornAsReplica, Perennial, run_cli, run_cli_with};
 pub use port::Port;
 pub use proxy::Proxy;
+#[cfg(feature = "s3")]
+pub use s3::S3Server;
 pub use servers::{Kind, REDIS_7_0, Server};
 pub use trap::{Trap, Way};
 pub use until::{DEADLINE, holds_for, until};

@@ -75,21 +75,32 @@ impl BornAsReplica {
 pub struct Perennial {
     process: Process,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
     folder: TempDir,
 }
 
 impl Perennial {
     /// `perennial run` with these flags.
     pub fn run(arguments: &[&str]) -> Self {
+        Self::run_with(arguments, &[])
+    }
+
+    /// The same with environment variables.
+    pub fn run_with(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let arguments: Vec<String> = std::iter::once("run")
             .chain(arguments.iter().copied())
             .map(ToOwned::to_owned)
             .collect();
-        let process = spawn(&arguments, folder.path());
+        let environment: Vec<(String, String)> = environment
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        let process = spawn(&arguments, &environment, folder.path());
         Self {
             process,
             arguments,
+            environment,
             folder,
         }
     }
@@ -99,7 +110,7 @@ impl Perennial {
         let archive_url = archive.url();
         let mut arguments = vec!["--redis", url, "--archive", &archive_url];
         arguments.extend(more);
-        Self::run(&arguments)
+        Self::run_with(&arguments, &archive.environment())
     }
 
     /// Follows a server, and waits until something is durable.
@@ -119,7 +130,7 @@ impl Perennial {
     #[track_caller]
     pub fn start_again(&mut self) {
         assert!(self.process.exited().is_some(), "perennial still runs");
-        self.process = spawn(&self.arguments, self.folder.path());
+        self.process = spawn(&self.arguments, &self.environment, self.folder.path());
     }
 
     /// `kill -9`.
@@ -185,12 +196,17 @@ impl Perennial {
     }
 }
 
-fn spawn(arguments: &[String], folder: &Path) -> Process {
+fn spawn(arguments: &[String], environment: &[(String, String)], folder: &Path) -> Process {
+    let ours = [("RUST_BACKTRACE", "1"), ("NO_COLOR", "1")];
+    let given = environment
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()));
+    let environment: Vec<(&str, &str)> = ours.into_iter().chain(given).collect();
     Process::start(
         "perennial run",
         Path::new(PROGRAM),
         arguments,
-        &[("RUST_BACKTRACE", "1"), ("NO_COLOR", "1")],
+        &environment,
         &folder.join("perennial.log"),
     )
 }

@@ -214,7 +214,7 @@ impl Kind {
 
 /// Says loudly that a test did not run, and counts it in the file `$PERENNIAL_SKIPS` (the Makefile prints the count).
 /// Written past the test runner's capture.
-fn skip(why: &str) {
+pub fn skip(why: &str) {
     assert!(
         std::env::var_os("CI").is_none(),
         "in CI nothing is skipped: {why}"
