@@ -4,6 +4,9 @@ pub mod archive;
 pub mod busy;
 pub mod client;
 pub mod digest;
+#[allow(dead_code, reason = "shared with the unit tests, which use the rest")]
+#[cfg(feature = "gcs")]
+pub mod gcs;
 pub mod in_process;
 pub mod perennial;
 pub mod port;
