@@ -51,7 +51,7 @@ pub enum Command {
 /// The archive of a command that reads one.
 #[derive(Debug, Args)]
 pub struct ArchiveArguments {
-    /// Where the archive lies: file:///absolute/directory
+    /// Where the archive lies: file:///absolute/directory or gs://bucket/prefix
     #[arg(
         long,
         env = "PERENNIAL_ARCHIVE",
@@ -203,7 +203,7 @@ pub struct RunArguments {
     )]
     pub redis_password_file: Option<PathBuf>,
 
-    /// Where the archive lies: file:///absolute/directory
+    /// Where the archive lies: file:///absolute/directory or gs://bucket/prefix
     #[arg(
         long,
         env = "PERENNIAL_ARCHIVE",

@@ -15,6 +15,8 @@ mod error;
 #[cfg(any(test, feature = "faulty"))]
 pub mod faulty;
 pub mod fs;
+#[cfg(feature = "gcs")]
+pub mod gcs;
 pub mod memory;
 #[cfg(test)]
 mod tests;
@@ -166,12 +168,12 @@ fn is_concatenation(whole: &[u8], parts: &[Bytes]) -> bool {
     rest.is_empty()
 }
 
-/// Opens the store at `url`: `file:///directory`. Nothing is read or written yet.
+/// Opens the store at `url`: `file:///directory` or `gs://bucket/prefix`. Nothing is read or written yet.
 ///
 /// # Errors
 /// [`StoreError`] of kind [`StoreErrorKind::Invalid`], saying what is supported.
 pub fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
-    const SUPPORTED: &str = "supported is file:///absolute/directory";
+    const SUPPORTED: &str = "supported are file:///absolute/directory and gs://bucket/prefix";
     // The rest of an address that is not understood may hold a password: only its scheme is repeated.
     let invalid = |shown: &str, detail: String| {
         StoreError::about_store(StoreErrorKind::Invalid, "open", shown.to_owned(), detail)
@@ -187,7 +189,17 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
             let path = fs::path_of_url(rest).map_err(|detail| invalid(url, detail))?;
             Ok(Arc::new(fs::FsStore::new(path)))
         }
-        "s3" | "gs" => Err(invalid(
+        #[cfg(feature = "gcs")]
+        "gs" => {
+            let address = gcs::GcsAddress::parse(rest).map_err(|detail| invalid(&shown, detail))?;
+            Ok(Arc::new(gcs::GcsStore::new(address)))
+        }
+        #[cfg(not(feature = "gcs"))]
+        "gs" => Err(invalid(
+            &shown,
+            "this program was built without the feature gcs".to_owned(),
+        )),
+        "s3" => Err(invalid(
             &shown,
             format!("not built in this version: {SUPPORTED}"),
         )),

@@ -7,18 +7,18 @@ use std::time::Duration;
 
 use super::*;
 
-/// A store under test; the directory lives as long as it does.
+/// A store under test; the directory or server lives as long as it does.
 struct Subject {
     label: &'static str,
     store: Arc<dyn Store>,
-    _directory: Option<tempfile::TempDir>,
+    _kept: Option<Box<dyn std::any::Any>>,
 }
 
 fn memory() -> Subject {
     Subject {
         label: "memory",
         store: Arc::new(MemoryStore::new()),
-        _directory: None,
+        _kept: None,
     }
 }
 
@@ -29,7 +29,18 @@ async fn directory() -> Subject {
     Subject {
         label: "directory",
         store: Arc::new(store),
-        _directory: Some(directory),
+        _kept: Some(Box::new(directory)),
+    }
+}
+
+/// A bucket of Google Cloud Storage, played by a fake in this process.
+#[cfg(feature = "gcs")]
+fn gcs() -> Subject {
+    let fake = gcs::tests::fake::Gcs::start();
+    Subject {
+        label: "gcs",
+        store: open(&fake.url("archive")).unwrap(),
+        _kept: Some(Box::new(fake)),
     }
 }
 
@@ -37,7 +48,7 @@ fn wrapped(subject: Subject, label: &'static str, faults: Faults) -> Subject {
     Subject {
         label,
         store: Arc::new(FaultyStore::new(subject.store, faults)),
-        _directory: subject._directory,
+        _kept: subject._kept,
     }
 }
 
@@ -53,6 +64,10 @@ async fn subjects() -> Vec<Subject> {
         directory().await,
         wrapped(memory(), "late memory", late()),
         wrapped(directory().await, "late directory", late()),
+        #[cfg(feature = "gcs")]
+        gcs(),
+        #[cfg(feature = "gcs")]
+        wrapped(gcs(), "late gcs", late()),
     ]
 }
 
@@ -344,10 +359,17 @@ async fn whatever_fails_at_any_step_trying_again_gives_the_same() {
         Fault::Delay(1),
         Fault::DoneButReportedFailed,
     ];
-    for in_memory in [true, false] {
-        let subject = async || match in_memory {
-            true => memory(),
-            false => directory().await,
+    for label in [
+        "memory",
+        "directory",
+        #[cfg(feature = "gcs")]
+        "gcs",
+    ] {
+        let subject = async || match label {
+            "memory" => memory(),
+            #[cfg(feature = "gcs")]
+            "gcs" => gcs(),
+            _ => directory().await,
         };
         let switch = Faults::new();
         let plain = wrapped(subject().await, "plain", switch.clone());
@@ -475,7 +497,10 @@ fn an_address_that_cannot_be_opened_says_what_can() {
         ("file:///100%", "%25"),
         ("file:///a%00b", "zero byte"),
         ("s3://bucket/prefix", "not built in this version"),
-        ("gs://bucket/prefix", "not built in this version"),
+        #[cfg(feature = "gcs")]
+        ("gs://user:secret@bucket/prefix", "credentials come from"),
+        #[cfg(not(feature = "gcs"))]
+        ("gs://user:secret@bucket/prefix", "without the feature gcs"),
         ("ftp://user:secret@host/x", "unknown scheme"),
         ("", "not an archive's address"),
     ] {
