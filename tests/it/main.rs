@@ -47,5 +47,8 @@ mod status;
 mod double_kill;
 // Seeds that must not come about, and stopping while something hangs.
 mod seeds_refused;
+// Google Cloud Storage, played by a fake in this process: the loop, what goes wrong, memory.
+#[cfg(feature = "gcs")]
+mod on_gcs;
 // The help, word for word; every flag has its variable.
 mod cli;

@@ -9,10 +9,11 @@ use tempfile::TempDir;
 
 use super::{DEADLINE, run_cli};
 
-/// A folder for an archive, not created before Perennial does so.
+/// A folder for an archive, not created before Perennial does so, or an archive elsewhere.
 #[derive(Debug)]
 pub struct Archive {
     parent: TempDir,
+    elsewhere: Option<String>,
 }
 
 impl Archive {
@@ -20,6 +21,19 @@ impl Archive {
     pub fn new() -> Self {
         Self {
             parent: tempfile::tempdir().unwrap(),
+            elsewhere: None,
+        }
+    }
+
+    /// An archive at this address: what concerns its folder is not for it.
+    #[cfg_attr(
+        not(feature = "gcs"),
+        allow(dead_code, reason = "for the stores that are no folder")
+    )]
+    pub fn at(url: String) -> Self {
+        Self {
+            parent: tempfile::tempdir().unwrap(),
+            elsewhere: Some(url),
         }
     }
 
@@ -33,9 +47,11 @@ impl Archive {
         self.parent.path().join(name)
     }
 
-    /// `file:///…`.
+    /// Its address: `file:///…`, unless it is elsewhere.
     pub fn url(&self) -> String {
-        url_of(&self.path())
+        self.elsewhere
+            .clone()
+            .unwrap_or_else(|| url_of(&self.path()))
     }
 
     /// Status, where the command succeeds.
