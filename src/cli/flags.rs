@@ -51,7 +51,7 @@ pub enum Command {
 /// The archive of a command that reads one.
 #[derive(Debug, Args)]
 pub struct ArchiveArguments {
-    /// Where the archive lies: file:///absolute/directory
+    /// Where the archive lies: file:///absolute/directory, s3://bucket/prefix?region=… or gs://bucket/prefix
     #[arg(
         long,
         env = "PERENNIAL_ARCHIVE",
@@ -240,7 +240,7 @@ pub struct RunArguments {
     )]
     pub redis_server_name: Option<String>,
 
-    /// Where the archive lies: file:///absolute/directory
+    /// Where the archive lies: file:///absolute/directory, s3://bucket/prefix?region=… or gs://bucket/prefix
     #[arg(
         long,
         env = "PERENNIAL_ARCHIVE",

@@ -15,6 +15,8 @@ mod error;
 #[cfg(any(test, feature = "faulty"))]
 pub mod faulty;
 pub mod fs;
+#[cfg(feature = "gcs")]
+pub mod gcs;
 pub mod memory;
 #[cfg(feature = "s3")]
 pub mod s3;
@@ -173,18 +175,18 @@ fn is_concatenation(whole: &[u8], parts: &[Bytes]) -> bool {
     rest.is_empty()
 }
 
-/// Opens the store at `url`: `file:///directory` or `s3://bucket/prefix`. Nothing is read or written yet.
+/// Opens the store at `url`: `file:///directory`, `s3://bucket/prefix` or `gs://bucket/prefix`. Nothing is read or
+/// written yet.
 ///
 /// # Errors
 /// [`StoreError`] of kind [`StoreErrorKind::Invalid`], saying what is supported.
 pub fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
-    const SUPPORTED: &str =
-        "supported are file:///absolute/directory and s3://bucket/prefix?region=…";
+    const SUPPORTED: &str = "supported are file:///absolute/directory, s3://bucket/prefix?region=… and \
+                             gs://bucket/prefix";
     // The rest of an address that is not understood may hold a password: only its scheme is repeated.
     let invalid = |shown: &str, detail: String| {
         StoreError::about_store(StoreErrorKind::Invalid, "open", shown.to_owned(), detail)
     };
-    let not_built = |shown: &str| invalid(shown, format!("not built in this version: {SUPPORTED}"));
     let Some((scheme, rest)) = url.split_once("://") else {
         let shown = url.split_once(':').map_or(url, |(scheme, _)| scheme);
         let detail = format!("not an archive's address: {SUPPORTED}");
@@ -202,8 +204,19 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
             Err(detail) => Err(invalid(&shown, detail)),
         },
         #[cfg(not(feature = "s3"))]
-        "s3" => Err(not_built(&shown)),
-        "gs" => Err(not_built(&shown)),
+        "s3" => Err(invalid(&shown, not_built("s3"))),
+        #[cfg(feature = "gcs")]
+        "gs" => {
+            let address = gcs::GcsAddress::parse(rest).map_err(|detail| invalid(&shown, detail))?;
+            Ok(Arc::new(gcs::GcsStore::new(address)))
+        }
+        #[cfg(not(feature = "gcs"))]
+        "gs" => Err(invalid(&shown, not_built("gcs"))),
         _ => Err(invalid(&shown, format!("unknown scheme: {SUPPORTED}"))),
     }
+}
+
+#[cfg(not(all(feature = "s3", feature = "gcs")))]
+fn not_built(feature: &str) -> String {
+    format!("this program was built without the feature {feature}")
 }

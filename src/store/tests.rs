@@ -119,7 +119,14 @@ fn an_address_that_cannot_be_opened_says_what_can() {
         ("file:///a%00b", "zero byte"),
         #[cfg(feature = "s3")]
         ("s3://bucket/prefix?regoin=x", "did you mean region?"),
-        ("gs://bucket/prefix", "not built in this version"),
+        #[cfg(not(feature = "s3"))]
+        ("s3://bucket/prefix", "without the feature s3"),
+        #[cfg(feature = "gcs")]
+        ("gs://bucket/prefix?regoin=x", "unknown parameter"),
+        #[cfg(feature = "gcs")]
+        ("gs://user:secret@bucket/prefix", "credentials come from"),
+        #[cfg(not(feature = "gcs"))]
+        ("gs://user:secret@bucket/prefix", "without the feature gcs"),
         ("ftp://user:secret@host/x", "unknown scheme"),
         ("", "not an archive's address"),
     ] {

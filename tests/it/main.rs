@@ -23,8 +23,11 @@ mod harness_proof;
 // The layer table of the design, read from the sources.
 mod layers;
 
-// What the archive relies on, on every store: memory, folder, S3.
+// What the archive relies on, on every store: memory, folder, S3, Google Cloud Storage.
 mod store_suite;
+// Google Cloud Storage, played by a fake in this process: the loop, what goes wrong, memory.
+#[cfg(feature = "gcs")]
+mod on_gcs;
 // S3: what it answers when something is wrong, what it costs, and the loop over it.
 #[cfg(feature = "s3")]
 mod on_s3;

@@ -12,6 +12,8 @@ use tempfile::TempDir;
 
 #[cfg(feature = "s3")]
 use crate::harness::S3Server;
+#[cfg(feature = "gcs")]
+use crate::harness::gcs::Gcs;
 
 /// What stores are made of, each empty and apart from the others.
 enum Backend {
@@ -19,6 +21,8 @@ enum Backend {
     Directory(TempDir),
     #[cfg(feature = "s3")]
     S3(S3Server),
+    #[cfg(feature = "gcs")]
+    Gcs(Gcs),
 }
 
 impl Backend {
@@ -31,6 +35,11 @@ impl Backend {
         Self::S3(S3Server::in_process())
     }
 
+    #[cfg(feature = "gcs")]
+    fn gcs() -> Self {
+        Self::Gcs(Gcs::start())
+    }
+
     /// An empty store, prepared.
     async fn plain(&self) -> Arc<dyn Store> {
         let number = getrandom::u64().unwrap();
@@ -40,6 +49,8 @@ impl Backend {
             Self::Directory(directory) => Arc::new(FsStore::new(directory.path().join(place))),
             #[cfg(feature = "s3")]
             Self::S3(server) => Arc::new(server.store(&place)),
+            #[cfg(feature = "gcs")]
+            Self::Gcs(fake) => perennial::store::open(&fake.url(&place)).unwrap(),
         };
         store.prepare().await.unwrap();
         store
@@ -79,6 +90,8 @@ macro_rules! on_every_store {
             #[test] fn directory() { blocking(super::$scenario(&Backend::directory())); }
             #[cfg(feature = "s3")]
             #[test] fn s3s() { blocking(super::$scenario(&Backend::s3s())); }
+            #[cfg(feature = "gcs")]
+            #[test] fn gcs() { blocking(super::$scenario(&Backend::gcs())); }
         })+
 
         #[cfg(feature = "s3")]

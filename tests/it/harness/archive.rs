@@ -28,6 +28,10 @@ impl Archive {
     }
 
     /// The archive at an address that is no folder; Perennial is given these variables.
+    #[cfg_attr(
+        not(any(feature = "s3", feature = "gcs")),
+        allow(dead_code, reason = "for the stores that are no folder")
+    )]
     pub fn at(url: String, environment: Vec<(String, String)>) -> Self {
         Self {
             elsewhere: Some(url),

@@ -5,6 +5,9 @@ pub mod busy;
 pub mod certificates;
 pub mod client;
 pub mod digest;
+#[allow(dead_code, reason = "shared with the unit tests, which use the rest")]
+#[cfg(feature = "gcs")]
+pub mod gcs;
 pub mod in_process;
 pub mod perennial;
 pub mod port;
