@@ -14,6 +14,7 @@
 
 pub mod clock;
 pub mod position;
+pub mod shell;
 
 pub mod proto;
 

@@ -11,6 +11,7 @@ use super::{EXIT_NOTHING, Exit, open_store, say};
 use crate::archive::plan::{Plan, PlanError, Target, plan};
 use crate::position::{Offset, Position, TimelineSeq};
 use crate::restore::to_dir;
+use crate::shell::quoted;
 use crate::store::catalog::{self, CatalogError, Loaded};
 use crate::store::{Store, StoreErrorKind};
 
@@ -74,7 +75,7 @@ fn say_restored(planned: &Plan, restored: &to_dir::Restored, json: bool) {
         } else {
             "redis-server"
         },
-        restored.directory.display(),
+        quoted(&restored.directory.display().to_string()),
         layout.append_only(),
     );
     if json {

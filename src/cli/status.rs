@@ -7,6 +7,7 @@ use super::{open_store, say};
 use crate::archive::timeline::{Catalog, Timeline};
 use crate::clock::Clock;
 use crate::position::{Position, UnixMillis};
+use crate::shell::quoted;
 use crate::store::catalog::{self, Loaded};
 
 /// Prints the status.
@@ -96,7 +97,8 @@ pub fn problems(catalog: &Catalog, address: &str, now: UnixMillis) -> Vec<String
         let seq = timeline.seq();
         if let Some(why) = catalog.suspect(seq) {
             problems.push(format!(
-                "timeline {seq} is suspect: {why}; if it is the right one: perennial accept {seq} --archive {address}"
+                "timeline {seq} is suspect: {why}; if it is the right one: perennial accept {seq} --archive {}",
+                quoted(address)
             ));
         }
         for gap in catalog.gaps(seq) {

@@ -28,6 +28,7 @@ use crate::server::control::{Control, ControlError};
 use crate::server::info::{Info, MissingField};
 use crate::server::net::Address;
 use crate::server::tls::TlsServer;
+use crate::shell::quoted;
 use crate::store::catalog::Loaded;
 use crate::store::{Store, StoreError, catalog};
 
@@ -729,7 +730,8 @@ fn say_new_timeline(
         (Some(why), _) => tracing::error!(
             timeline = %seq, %id, %start,
             "suspect timeline: {why}. It is archived but no seed will use it; if this server is right, run \
-             `perennial accept {seq} --archive {address}`"
+             `perennial accept {seq} --archive {}`",
+            quoted(address)
         ),
         (None, Some(parent)) => {
             tracing::info!(timeline = %seq, %id, %parent, "following: a child timeline begins");

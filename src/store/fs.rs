@@ -216,7 +216,10 @@ impl Store for FsStore {
 
 impl Place {
     fn address(&self) -> String {
-        format!("file://{}", self.root.display())
+        // What `path_of_url` reads back as this directory, for commands that are copied from messages.
+        let path = self.root.display().to_string();
+        let path = path.replace('%', "%25").replace('?', "%3F");
+        format!("file://{}", path.replace('#', "%23"))
     }
 
     fn path(&self, name: &ObjectName) -> PathBuf {

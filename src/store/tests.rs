@@ -140,8 +140,10 @@ fn an_address_that_cannot_be_opened_says_what_can() {
         ("file:///var/backup", "file:///var/backup"),
         ("file://localhost/var/backup", "file:///var/backup"),
         ("file:///with%20space", "file:///with space"),
+        ("file:///100%25%3f%23", "file:///100%25%3F%23"),
     ] {
         assert_eq!(open(url).unwrap().address(), address);
+        assert_eq!(open(address).unwrap().address(), address);
     }
 }
 

@@ -211,6 +211,40 @@ fn run_says_why_it_waits_and_goes_on_when_it_can() {
     assert!(!perennial.log().contains(SECRET), "{}", perennial.log());
 }
 
+/// Every address of this store has an `&` in it.
+#[test]
+fn what_a_message_says_to_run_runs_as_it_is_printed() {
+    let Some(mut server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    let s3 = S3Server::in_process();
+    let archive = s3.archive();
+    let mut perennial = Perennial::follow(&server, &archive, &[]);
+    server.client().line("SET old 1");
+    server.client().wait_until_stored(DEADLINE);
+    perennial.kill();
+    server.lose_everything();
+    server.client().line("SET new 1");
+    perennial.start_again();
+    let status = archive.until("the suspect root is durable", DEADLINE, |status| {
+        status.suspects() == [2] && status.timelines[1].end.is_some()
+    });
+    let command = "perennial accept 2 --archive ";
+    for text in [status.problems.join("\n"), perennial.log()] {
+        let (_, address) = text.split_once(command).unwrap();
+        let address = address.split(['`', '\n']).next().unwrap();
+        let program = env!("CARGO_BIN_EXE_perennial");
+        let accept = format!("'{program}' accept 2 --archive {address}");
+        let output = std::process::Command::new("sh")
+            .args(["-c", &accept])
+            .envs(archive.environment())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{accept}: {output:?}");
+    }
+    assert_eq!(archive.status().head_timeline(), 2);
+}
+
 #[test]
 fn who_may_only_read_sees_the_archive_and_cannot_follow() {
     let Some(server) = REDIS_7_0.start(&[]) else {
