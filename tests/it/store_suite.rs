@@ -199,7 +199,8 @@ async fn what_is_not_there_is_not_found_and_may_be_deleted(backend: &Backend) {
 }
 
 async fn lists_are_sorted_by_name_and_cut_by_prefix_and_start(backend: &Backend) {
-    for (label, store) in backend.both().await {
+    // Not late as well: hundreds of requests, one after the other.
+    for (label, store) in [("plain", backend.plain().await)] {
         // Sorted as whole names: '-' and '.' come before '/', digits after it.
         let names = [
             "archive.json",
