@@ -364,7 +364,8 @@ impl Catalog {
     }
 
     /// Holes of a timeline: behind something restorable, up to where something restorable begins again; behind
-    /// the last, up to where bytes are stored that nothing leads to.
+    /// the last, up to where bytes are stored that nothing leads to. Where another timeline goes on from the end,
+    /// those are what was under way when everything died: no part of the history.
     pub fn gaps(&self, seq: TimelineSeq) -> Vec<Gap> {
         let windows = self.windows(seq);
         let between = windows.windows(2).map(|pair| Gap {
@@ -378,8 +379,19 @@ impl Catalog {
         });
         let last = end
             .zip(stranded)
+            .filter(|_| !self.goes_on_from_the_end(seq))
             .map(|(after, resumes_at)| Gap { after, resumes_at });
         between.chain(last).collect()
+    }
+
+    fn goes_on_from_the_end(&self, seq: TimelineSeq) -> bool {
+        let (from, to) = (self.end(seq), self.stored_end(seq));
+        self.timelines
+            .values()
+            .filter_map(|timeline| timeline.document.parent)
+            .any(|parent| {
+                parent.timeline == seq && from <= Some(parent.offset) && Some(parent.offset) <= to
+            })
     }
 
     /// Why this timeline is never chosen by a seed, or `None`. A timeline that continues a suspect one is
@@ -670,6 +682,22 @@ mod tests {
             resumes_at: Offset::new(151),
         };
         assert_eq!(catalog.gaps(TimelineSeq::new(1)), [stranded]);
+    }
+
+    #[test]
+    fn what_was_under_way_when_history_went_on_elsewhere_is_no_gap() {
+        let forked = |offset| {
+            Sketch::default()
+                .timeline(1, 1, None, 0)
+                .snapshot(0)
+                .segment(1, 100)
+                .segment(152, 200)
+                .timeline(2, 2, Some((1, offset)), offset)
+                .catalog()
+                .gaps(TimelineSeq::new(1))
+        };
+        assert_eq!(forked(100), []);
+        assert_eq!(forked(50).len(), 1, "a branch: the end is still open");
     }
 
     #[test]
