@@ -337,7 +337,11 @@ impl Runner {
             .map(|(id, _)| *id)
             .chain([server.id])
             .collect();
-        let loaded = match catalog::load(&*self.store, &ids).await {
+        let loaded = match control.kept_alive(catalog::load(&*self.store, &ids)).await {
+            Err(error) => return nothing(error.to_string()),
+            Ok(loaded) => loaded,
+        };
+        let loaded = match loaded {
             Ok(loaded) => loaded,
             Err(error @ CatalogError::Store(_)) => {
                 return Ok(Looked::Nothing(Said::slow(format!(

@@ -19,7 +19,7 @@ use crate::archive::timeline::Catalog;
 use crate::clock::Clock;
 use crate::decide::UnreadablePayload;
 use crate::position::{Offset, Position, ReplicationId, Ticks};
-use crate::server::control::{Control, ControlError};
+use crate::server::control::{Control, ControlError, KEPT_ALIVE};
 use crate::server::info::Info;
 use crate::store::Store;
 
@@ -174,7 +174,7 @@ impl Seed<'_> {
         if self.approach != Approach::TakeOver && takes_writes(&before) {
             return Err(SeedError::Writable);
         }
-        self.continue_or_fill().await?;
+        control.kept_alive(self.continue_or_fill()).await??;
         let known = match self.approach {
             Approach::Continues(..) => refusal::Known::default(),
             Approach::TakeOver | Approach::Waits => {
@@ -260,7 +260,7 @@ impl Seed<'_> {
         if self.approach == Approach::TakeOver {
             self.take_over(control, unchanged).await?;
         }
-        let prepared = match self.prepare(before).await {
+        let prepared = match control.kept_alive(self.prepare(before)).await? {
             Ok(prepared) => prepared,
             Err(error) => {
                 if self.approach == Approach::TakeOver {
@@ -369,6 +369,7 @@ impl Seed<'_> {
         let began = self.clock.ticks();
         let turned_before = self.seeder.turned_away().times;
         let mut last_moved = began;
+        let mut spoke = began;
         loop {
             let progress = seen.borrow_and_update().clone();
             if progress.asked != answered {
@@ -412,6 +413,10 @@ impl Seed<'_> {
                 }
             }
             let now = self.clock.ticks();
+            if Duration::from_millis(now.since(spoke)) >= KEPT_ALIVE {
+                control.info().await?;
+                spoke = now;
+            }
             if progress.asked == 0
                 && let Some(error) = self.cannot_come(began, now, turned_before)
             {
