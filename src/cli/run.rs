@@ -491,6 +491,7 @@ impl Runner {
             catalog: &loaded.catalog,
             plan: planned,
             address: self.options.redis.to_string(),
+            held: server.id,
             seeder,
             approach,
             clock: &*self.clock,
@@ -555,6 +556,9 @@ fn still_to_be_seeded(
 ) -> Result<(), &'static str> {
     if now.run_id != before.run_id {
         return Err("it was restarted");
+    }
+    if now.id != before.id {
+        return Err("its history changed");
     }
     if info.is_loading() {
         return Err("it began to load data");
