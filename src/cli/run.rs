@@ -337,7 +337,11 @@ impl Runner {
             .map(|(id, _)| *id)
             .chain([server.id])
             .collect();
-        let loaded = match catalog::load(&*self.store, &ids).await {
+        let loaded = match control.kept_alive(catalog::load(&*self.store, &ids)).await {
+            Err(error) => return nothing(error.to_string()),
+            Ok(loaded) => loaded,
+        };
+        let loaded = match loaded {
             Ok(loaded) => loaded,
             Err(error @ CatalogError::Store(_)) => {
                 return Ok(Looked::Nothing(Said::slow(format!(
@@ -487,6 +491,7 @@ impl Runner {
             catalog: &loaded.catalog,
             plan: planned,
             address: self.options.redis.to_string(),
+            held: server.id,
             seeder,
             approach,
             clock: &*self.clock,
@@ -551,6 +556,9 @@ fn still_to_be_seeded(
 ) -> Result<(), &'static str> {
     if now.run_id != before.run_id {
         return Err("it was restarted");
+    }
+    if now.id != before.id {
+        return Err("its history changed");
     }
     if info.is_loading() {
         return Err("it began to load data");

@@ -676,10 +676,18 @@ impl Follower {
                 version: info.version().to_owned(),
                 run_id: info.text("run_id").unwrap_or("?").to_owned(),
                 address: self.redis.to_string(),
-                replica: info.text("role") == Some("slave"),
+                replica: passes_on(info, start),
             },
         }
     }
+}
+
+/// Whether some of the bytes behind `after` were spelled by another server than the one that sends them: it is a
+/// replica, or was one until later than that and then took over, from an older version perhaps.
+fn passes_on(info: &Info, after: Offset) -> bool {
+    let own_from = info.number("second_repl_offset");
+    info.text("role") == Some("slave")
+        || own_from.is_some_and(|own_from| own_from > after.next().as_u64())
 }
 
 /// A server before 7.0 that loads its own dump takes a new id and keeps no trace of the old one: nothing shows
@@ -782,6 +790,15 @@ mod tests {
             "repl_backlog_active:0\r\nrepl_backlog_first_byte_offset:0"
         ));
         assert!(known(""), "what INFO does not tell is asked");
+    }
+
+    #[test]
+    fn what_a_promoted_replica_had_from_its_master_is_not_its_own() {
+        let passed_on = |info: &str| passes_on(&Info::parse(info), Offset::new(100));
+        assert!(passed_on("role:slave\r\nsecond_repl_offset:-1"));
+        assert!(!passed_on("role:master\r\nsecond_repl_offset:-1"));
+        assert!(!passed_on("role:master\r\nsecond_repl_offset:101"));
+        assert!(passed_on("role:master\r\nsecond_repl_offset:102"));
     }
 
     #[test]

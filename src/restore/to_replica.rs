@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::mapped::{self, PrepareError, Prepared};
 use super::refusal;
 use super::rewrite::Tally;
-use super::seeder::{Offering, SeedProgress, Seeder, Serving};
+use super::seeder::{Offering, SeedProgress, Seeder, Serving, TakeBack};
 use super::source::SourceError;
 use crate::archive::document::Source;
 use crate::archive::layout::ArchiveId;
@@ -19,7 +19,7 @@ use crate::archive::timeline::Catalog;
 use crate::clock::Clock;
 use crate::decide::UnreadablePayload;
 use crate::position::{Offset, Position, ReplicationId, Ticks};
-use crate::server::control::{Control, ControlError};
+use crate::server::control::{Control, ControlError, KEPT_ALIVE};
 use crate::server::info::Info;
 use crate::store::Store;
 
@@ -150,6 +150,8 @@ pub struct Seed<'a> {
     pub plan: Plan,
     /// The server's address, without secrets.
     pub address: String,
+    /// The replication id that it bore when it was decided on: as long as it bears it, it was no master since.
+    pub held: ReplicationId,
     /// The listener that serves it.
     pub seeder: &'a Seeder,
     /// How the server comes to us.
@@ -174,7 +176,7 @@ impl Seed<'_> {
         if self.approach != Approach::TakeOver && takes_writes(&before) {
             return Err(SeedError::Writable);
         }
-        self.continue_or_fill().await?;
+        control.kept_alive(self.continue_or_fill()).await??;
         let known = match self.approach {
             Approach::Continues(..) => refusal::Known::default(),
             Approach::TakeOver | Approach::Waits => {
@@ -214,7 +216,8 @@ impl Seed<'_> {
             .await;
         if let Err(error) = outcome {
             if matches!(error, SeedError::Errors { .. }) {
-                self.take_back(control, offering.listening_port).await;
+                let (seeded, port) = (prepared.approved.id, offering.listening_port);
+                self.take_back(control, seeded, port).await;
             }
             self.seeder.serve(Serving::Undecided);
             let asked = offering.progress.borrow().asked > 0;
@@ -260,7 +263,7 @@ impl Seed<'_> {
         if self.approach == Approach::TakeOver {
             self.take_over(control, unchanged).await?;
         }
-        let prepared = match self.prepare(before).await {
+        let prepared = match control.kept_alive(self.prepare(before)).await? {
             Ok(prepared) => prepared,
             Err(error) => {
                 if self.approach == Approach::TakeOver {
@@ -304,13 +307,16 @@ impl Seed<'_> {
 
     /// Empties a server that holds less than its id and offset say, under an id that nobody knows: kept in a
     /// dump, it would later pass for the archive's own data. The archive has all of it.
-    async fn take_back(&self, control: &mut Control, port: Option<u16>) {
+    async fn take_back(&self, control: &mut Control, seeded: ReplicationId, port: Option<u16>) {
         let mut raw = [0; 20];
         if getrandom::fill(&mut raw).is_err() {
             return;
         }
-        self.seeder
-            .serve(Serving::Nothing(ReplicationId::from_raw(raw), port));
+        self.seeder.serve(Serving::Nothing(TakeBack {
+            id: ReplicationId::from_raw(raw),
+            seeded,
+            listening_port: port,
+        }));
         let began = self.clock.ticks();
         while Duration::from_millis(self.clock.ticks().since(began)) < TAKE_BACK {
             match control.info().await {
@@ -366,17 +372,20 @@ impl Seed<'_> {
     ) -> Result<(), SeedError> {
         let end = prepared.end;
         let mut answered = 0;
+        let mut approved = false;
         let began = self.clock.ticks();
         let turned_before = self.seeder.turned_away().times;
         let mut last_moved = began;
+        let mut spoke = began;
         loop {
             let progress = seen.borrow_and_update().clone();
-            if progress.asked != answered {
-                still_the_same(control).await?;
-                answered = progress.asked;
-                offering
-                    .approved
-                    .send_replace(Some((answered, prepared.approved)));
+            if progress.question != answered {
+                let bears = self.still_the_same(control, prepared).await?;
+                answered = progress.question;
+                let is_it = progress.named.is_none_or(|named| named == bears);
+                approved |= is_it;
+                let answer = is_it.then_some(prepared.approved);
+                offering.approved.send_replace(Some((answered, answer)));
             }
             if let Some(reason) = &progress.failed
                 && progress.failures >= ATTEMPTS_MAX
@@ -391,7 +400,7 @@ impl Seed<'_> {
             }
             tokio::select! {
                 changed = seen.changed() => {
-                    if changed.is_ok() {
+                    if changed.is_ok() && seen.borrow().moved_since(&progress) {
                         last_moved = self.clock.ticks();
                     }
                 }
@@ -412,15 +421,13 @@ impl Seed<'_> {
                 }
             }
             let now = self.clock.ticks();
-            if progress.asked == 0
-                && let Some(error) = self.cannot_come(began, now, turned_before)
-            {
-                // Whoever asks from here on is told to wait. If nothing was sent, it is given back as it was.
+            if Duration::from_millis(now.since(spoke)) >= KEPT_ALIVE {
+                control.info().await?;
+                spoke = now;
+            }
+            if !approved && let Some(error) = self.cannot_come(began, now, turned_before) {
+                // Whoever asks from here on is told to wait. Nothing was sent: it is given back as it was.
                 self.seeder.serve(Serving::Undecided);
-                if seen.borrow().asked > 0 {
-                    let state = describe(&progress);
-                    return Err(SeedError::Silent { state });
-                }
                 if self.approach == Approach::TakeOver {
                     control.promote().await?;
                 }
@@ -432,6 +439,32 @@ impl Seed<'_> {
                 });
             }
         }
+    }
+
+    /// An answer on the control connection, after somebody asked for data, comes from the process that was decided on:
+    /// it lives, so whoever asked under its port is not another one in its place. Tells the replication id it bears:
+    /// who asks to continue another one's history is somebody else, on another machine for example.
+    async fn still_the_same(
+        &self,
+        control: &mut Control,
+        prepared: &Prepared,
+    ) -> Result<ReplicationId, SeedError> {
+        let info = control.info().await?;
+        if takes_writes(&info) {
+            return Err(SeedError::Writable);
+        }
+        let rejected = |reason: &str| SeedError::Rejected {
+            reason: reason.into(),
+            likely: String::new(),
+        };
+        if info.text("role") != Some("slave") {
+            return Err(rejected("it was made a master while it was seeded"));
+        }
+        let bears = info.text("master_replid").and_then(|id| id.parse().ok());
+        // Whoever becomes a master takes a new id.
+        bears
+            .filter(|id| [self.held, prepared.approved.id].contains(id))
+            .ok_or_else(|| rejected("it was made a master, and a replica again, in between"))
     }
 
     /// Why a server that has not asked yet will not do so.
@@ -471,22 +504,6 @@ impl Seed<'_> {
             Ok(())
         }
     }
-}
-
-/// An answer on the control connection, after somebody asked for data, comes from the process that was decided on: it
-/// lives, so whoever asked under its port is not another one in its place.
-async fn still_the_same(control: &mut Control) -> Result<(), SeedError> {
-    let info = control.info().await?;
-    if takes_writes(&info) {
-        return Err(SeedError::Writable);
-    }
-    if info.text("role") != Some("slave") {
-        return Err(SeedError::Rejected {
-            reason: "it was made a master while it was seeded".into(),
-            likely: String::new(),
-        });
-    }
-    Ok(())
 }
 
 /// The port that the server names in its handshake as a replica; nothing where that cannot be told, because

@@ -14,6 +14,9 @@ use crate::proto::handshake::command;
 
 /// How long one answer may take.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// A control connection that says nothing for longer may be closed by a server with a `timeout` (1 s at least), or
+/// by a proxy: its end would look like the end of the server.
+pub const KEPT_ALIVE: Duration = Duration::from_millis(500);
 /// The largest answer that is read, in bytes: INFO is a few KiB.
 pub const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -340,6 +343,24 @@ impl Control {
         ControlError::Lost {
             address: self.address.clone(),
             error,
+        }
+    }
+
+    /// Waits for something that may take long and does not speak with the server, so that it keeps the connection.
+    ///
+    /// # Errors
+    /// [`ControlError`] where the connection ends all the same; then `work` is dropped.
+    pub async fn kept_alive<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, ControlError> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return Ok(done),
+                () = tokio::time::sleep(KEPT_ALIVE) => {}
+            }
+            self.info().await?;
         }
     }
 
