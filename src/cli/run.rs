@@ -89,6 +89,7 @@ pub async fn run(
         seeder,
         follower,
         seeds_failed: 0,
+        damaged: Default::default(),
     };
     let mut overdue = std::pin::pin!(overdue(stop.clone(), shutdown_timeout));
     let mut pace = Pace::default();
@@ -285,6 +286,8 @@ struct Runner {
     seeder: Seeder,
     follower: Follower,
     seeds_failed: u32,
+    /// What is damaged in the archive, and how many looks in a row have found just this.
+    damaged: (Vec<String>, u32),
 }
 
 impl Runner {
@@ -358,9 +361,7 @@ impl Runner {
                 self.store.address()
             );
         }
-        for damaged in loaded.all_damaged() {
-            tracing::error!("{damaged}; asking the server for what it held");
-        }
+        self.say_damaged(&loaded);
         let looked = look(&server, &loaded.catalog, self.clock.unix());
         let action = before_sync(&looked, self.options.seed);
         tracing::debug!(?looked, ?action, "decided");
@@ -370,6 +371,23 @@ impl Runner {
             server,
             control,
         })))
+    }
+
+    /// Each look finds it again, as long as it is there.
+    fn say_damaged(&mut self, loaded: &Loaded) {
+        let damaged: Vec<String> = loaded
+            .all_damaged()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let (said, times) = &mut self.damaged;
+        *times = if *said == damaged { *times + 1 } else { 1 };
+        if times.is_power_of_two() {
+            for damaged in &damaged {
+                tracing::error!("{damaged}; asking the server for what it held");
+            }
+        }
+        *said = damaged;
     }
 
     async fn act(
