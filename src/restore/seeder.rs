@@ -480,10 +480,12 @@ impl Connection {
         }
     }
 
-    /// Waits for bytes of the replica, or for the time the core asked for. Cancel safe.
+    /// Waits for bytes of the replica, or for the time the core asked for. Cancel safe. What it said while we could
+    /// only write counts before the time that has passed.
     async fn input(&mut self) -> Result<(), Ended> {
         let wait = Duration::from_millis(self.wait_until.since(self.clock.ticks()));
         tokio::select! {
+            biased;
             read = self.stream.read_buf(&mut self.received) => {
                 if read? == 0 {
                     return Err(Ended::Closed);

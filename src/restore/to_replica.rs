@@ -19,7 +19,7 @@ use crate::archive::timeline::Catalog;
 use crate::clock::Clock;
 use crate::decide::UnreadablePayload;
 use crate::position::{Offset, Position, ReplicationId, Ticks};
-use crate::server::control::{Control, ControlError, KEPT_ALIVE};
+use crate::server::control::{Control, ControlError};
 use crate::server::info::Info;
 use crate::store::Store;
 
@@ -41,6 +41,9 @@ const LOOKED_THROUGH_AT_ONCE_BYTES: u64 = 128 * 1024 * 1024;
 const ATTEMPTS_MAX: u32 = 2;
 /// How often the server's own view is looked at while it applies the replication stream.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// And before: it may be loading, for however long, and servers with a `timeout` close connections on which nothing
+/// is said.
+const LOOK_INTERVAL_BEFORE: Duration = Duration::from_millis(500);
 
 /// How the server comes to us.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -375,8 +378,7 @@ impl Seed<'_> {
         let mut approved = false;
         let began = self.clock.ticks();
         let turned_before = self.seeder.turned_away().times;
-        let mut last_moved = began;
-        let mut spoke = began;
+        let (mut last_moved, mut asked_at) = (began, began);
         loop {
             let progress = seen.borrow_and_update().clone();
             if progress.question != answered {
@@ -398,20 +400,25 @@ impl Seed<'_> {
             if progress.all_sent && progress.acknowledged == Some(end) {
                 return self.check(control, end, errors_before).await;
             }
+            // A replica acknowledges once a second by itself: its own view tells sooner. One that broke off may be gone.
+            let look = progress.all_sent || progress.failed.is_some();
+            let interval = if look {
+                LOOK_INTERVAL
+            } else {
+                LOOK_INTERVAL_BEFORE
+            };
+            let since_last = Duration::from_millis(self.clock.ticks().since(asked_at));
             tokio::select! {
                 changed = seen.changed() => {
                     if changed.is_ok() && seen.borrow().moved_since(&progress) {
                         last_moved = self.clock.ticks();
                     }
                 }
-                // Whoever comes up in its place has not been looked at.
-                error = control.lost() => return Err(error.into()),
-                () = tokio::time::sleep(LOOK_INTERVAL) => {
-                    // A replica acknowledges once a second by itself: its own view tells sooner.
-                    // One that broke off may be gone.
-                    let look = progress.all_sent || progress.failed.is_some();
-                    let info = if look { control.info().await? } else { Info::default() };
-                    if applied(&info, end) {
+                // Whoever comes up in its place has not been looked at: the end of the connection ends the seed. A
+                // server that empties itself answers nothing for a while.
+                info = control.heard() => {
+                    let info = info?;
+                    if look && applied(&info, end) {
                         return self.check(control, end, errors_before).await;
                     }
                     // A large payload takes its time to load.
@@ -419,12 +426,12 @@ impl Seed<'_> {
                         last_moved = self.clock.ticks();
                     }
                 }
+                () = tokio::time::sleep(interval.saturating_sub(since_last)) => {
+                    control.ask().await?;
+                    asked_at = self.clock.ticks();
+                }
             }
             let now = self.clock.ticks();
-            if Duration::from_millis(now.since(spoke)) >= KEPT_ALIVE {
-                control.info().await?;
-                spoke = now;
-            }
             if !approved && let Some(error) = self.cannot_come(began, now, turned_before) {
                 // Whoever asks from here on is told to wait. Nothing was sent: it is given back as it was.
                 self.seeder.serve(Serving::Undecided);
