@@ -168,8 +168,8 @@ impl Seed<'_> {
     /// transaction, is still what was decided on; else what changed.
     ///
     /// # Errors
-    /// [`SeedError`]. Before the first byte of payload the server is given back as it was; afterwards it stays
-    /// our replica, which takes no writes, and the next attempt fills it again.
+    /// [`SeedError`]. Before it is served the server is given back as it was; afterwards it stays our replica, which
+    /// takes no writes, and the next attempt fills it again.
     pub async fn run(
         mut self,
         control: &mut Control,
