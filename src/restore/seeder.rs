@@ -380,10 +380,7 @@ impl Connection {
             // Another server with the same `replicaof` would lose what it holds.
             let stranger = !is_of_port(&offer, offering.listening_port);
             if stranger || offering.busy.swap(true, Ordering::AcqRel) {
-                tracing::warn!(
-                    port = offer.listening_port,
-                    "another server asks to be seeded: told to wait"
-                );
+                self.door.told_to_wait(self.peer, offer.listening_port);
                 if self.core.postpone().is_err() {
                     return;
                 }
