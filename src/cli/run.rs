@@ -154,8 +154,9 @@ async fn open_own_port(
         Ok(seeder) => Ok(seeder),
         Err(error) => {
             tracing::warn!(
-                "{error:#}; taking another port: if a seed is cut short by a restart of perennial, the server \
-                 must be made a master by hand (give --seed-listen a port to avoid this)"
+                "{error:#}; taking another port. If perennial is restarted in the middle of a seed, give it \
+                 --seed-listen with the port that the server's INFO names as master_port; never REPLICAOF NO ONE, \
+                 which makes a half-filled server a master (give --seed-listen a port to avoid this)"
             );
             open_seeder(options, clock).await
         }
@@ -422,7 +423,7 @@ impl Runner {
             })),
             Action::Promote => {
                 tracing::info!(
-                    "promoting the replica as it is: it has nothing to get from the archive"
+                    "promoting the replica as it is: the archive has nothing that it lacks"
                 );
                 Ok(match control.promote().await {
                     Ok(()) => Round::Again,

@@ -704,7 +704,7 @@ async fn warn_of_dumps(control: &mut Control, info: &Info) {
     tracing::warn!(
         "redis {} keeps dumps of full syncs, and after a restart from a dump nothing tells how old it is: such a \
          server would not be seeded but become a suspect timeline; start it with `rdb-del-sync-files yes` and \
-         `save \"\"` (6.0 and later), or as a replica of --seed-listen",
+         `save \"\"` (6.0 and later) and without the dump.rdb that is there, or as a replica of --seed-listen",
         info.version()
     );
 }
@@ -737,7 +737,8 @@ fn say_new_timeline(
         (Some(why), _) => tracing::error!(
             timeline = %seq, %id, %start,
             "suspect timeline: {why}. It is archived but no seed will use it; if this server is right, run \
-             `perennial accept {seq} --archive {address}`"
+             `perennial accept {seq} --archive {address}`; if not, stop it, remove its dump and append-only files, \
+             and start it empty: it is then filled from the head"
         ),
         (None, Some(parent)) => {
             tracing::info!(timeline = %seq, %id, %parent, "following: a child timeline begins");

@@ -1,9 +1,10 @@
 //! Who is let in at the seed address: by password and by TLS. Whoever is not is named, for the log and for the seed
 //! that waits for it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -35,8 +36,12 @@ pub(super) struct Door {
     turned_away: watch::Sender<Turned>,
     /// How often each of these came to pass.
     said: Mutex<HashMap<String, u32>>,
+    /// Whose last visit ended here: their next one waits. A server that gets an error comes again at once.
+    unwelcome: Mutex<HashSet<IpAddr>>,
 }
 
+/// How long a server waits that was turned away the last time.
+const UNWELCOME_WAITS: Duration = Duration::from_secs(1);
 /// As many different things are counted apart; then counting begins anew.
 const SAID_MAX: usize = 256;
 
@@ -47,6 +52,7 @@ impl Door {
             tls,
             turned_away: watch::Sender::new(Turned::default()),
             said: Mutex::default(),
+            unwelcome: Mutex::default(),
         }
     }
 
@@ -57,6 +63,10 @@ impl Door {
 
     /// Answers whoever knocks; nothing where it cannot be let in.
     pub(super) async fn open(&self, stream: TcpStream, peer: IpAddr) -> Option<net::Connection> {
+        let unwelcome = self.lock_unwelcome().remove(&peer);
+        if unwelcome {
+            tokio::time::sleep(UNWELCOME_WAITS).await;
+        }
         match net::Connection::accept(stream, self.tls.as_ref()).await {
             Ok(connection) => return Some(connection),
             // A probe, or a server that went away.
@@ -82,7 +92,19 @@ impl Door {
         }
     }
 
+    fn lock_unwelcome(&self) -> std::sync::MutexGuard<'_, HashSet<IpAddr>> {
+        self.unwelcome
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn turn_away(&self, peer: IpAddr, why: &str) {
+        let mut unwelcome = self.lock_unwelcome();
+        if unwelcome.len() >= SAID_MAX {
+            unwelcome.clear();
+        }
+        unwelcome.insert(peer);
+        drop(unwelcome);
         let last = format!("a server at {peer} came, but {why}");
         if let Some(attempt) = self.to_be_said(last.clone()) {
             tracing::warn!(attempt, "seed address: {last}: turned away");

@@ -82,7 +82,9 @@ pub enum SeedError {
         why: String,
     },
     /// It is too old for the payload, or of another kind.
-    #[error("{0}; nothing was done to the server")]
+    #[error(
+        "{0}; the server was left as it is: where it is empty it takes writes, so stop it before clients find it"
+    )]
     Unreadable(UnreadablePayload),
     /// It lacks the module of what the payload begins with, and would end itself over it.
     #[error(
@@ -581,10 +583,8 @@ fn say(address: &str, plan: &Plan, prepared: &Prepared) {
     if tally.is_changed() {
         tracing::info!(
             end = %prepared.end,
-            "{} relative TTLs get their absolute time, {} HPERSISTs are made to work: the seed has a replication \
-             id of its own, and replicas of the old server get a full resync",
-            tally.ttls,
-            tally.field_persists,
+            "{}; so the seed has a replication id of its own, and replicas of the old server get a full resync",
+            tally.said(),
         );
     }
     if let Some(warning) = tally.warning() {

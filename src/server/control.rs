@@ -114,7 +114,7 @@ fn hint(answer: &str) -> &'static str {
     } else if answer.starts_with("WRONGPASS") || answer.starts_with("ERR invalid password") {
         "; check the user and password in --redis and --redis-password-file"
     } else if answer.contains("NOPERM") {
-        "; the ACL user needs +psync +replconf +info, and +multi +exec +replicaof +config|get for seeds"
+        "; the ACL user needs +psync +replconf +info, for seeds +multi +exec +replicaof, and may have +config|get"
     } else {
         ""
     }
