@@ -198,6 +198,12 @@ fn seeder(
              connects there is given all data",
         ));
     }
+    if password.as_ref().is_some_and(String::is_empty) {
+        return Err(bad(
+            "seed-password-file",
+            "is empty: no server sends an empty masterauth, and anybody else could",
+        ));
+    }
     let announce = announce
         .map(|text| {
             let (host, port) = text
@@ -206,6 +212,8 @@ fn seeder(
             let port = port
                 .parse()
                 .map_err(|_| bad("seed-announce", "the port is not a number"))?;
+            // The server is told host and port apart.
+            let host = host.trim_start_matches('[').trim_end_matches(']');
             Ok((host.to_owned(), port))
         })
         .transpose()?;
@@ -363,6 +371,7 @@ mod tests {
         assert!(check(|s| s.seed_listen = "6390".into()).contains("127.0.0.1:6390"));
         assert!(check(|s| s.seed_listen = "0.0.0.0:6390".into()).contains("--seed-password"));
         assert!(check(|s| s.seed_announce = Some("host".into())).contains("HOST:PORT"));
+        assert!(check(|s| s.seed_password = Some(String::new())).contains("is empty"));
     }
 
     #[test]
@@ -405,6 +414,14 @@ mod tests {
         settings.tls.seed_key_file = file();
         let nowhere = settings.check().unwrap_err().to_string();
         assert!(nowhere.contains("/nowhere.pem"), "{nowhere}");
+    }
+
+    #[test]
+    fn the_brackets_of_an_announced_address_are_not_part_of_it() {
+        let mut settings = settings();
+        settings.seed_announce = Some("[::1]:6390".into());
+        let announce = settings.check().unwrap().seeder.announce;
+        assert_eq!(announce, Some(("::1".into(), 6390)));
     }
 
     #[test]

@@ -109,7 +109,8 @@ pub struct Source {
     /// Its address, without secrets.
     #[serde(default)]
     pub address: String,
-    /// It was a replica itself: the replication stream is spelled as its master does, whose version is unknown.
+    /// It was a replica itself, or had been one until later than the start: the replication stream is spelled as its
+    /// master does, whose version is unknown.
     #[serde(default, skip_serializing_if = "is_false")]
     pub replica: bool,
 }

@@ -1,6 +1,7 @@
 //! The tree of timelines that a listing describes: what is covered, what can be restored, which end is the
 //! head. Pure values; reading them through a store is `store::catalog`'s work.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use crate::archive::layout::{ArchiveDocument, Object, ObjectName, Span, TimelineDocument};
@@ -147,6 +148,11 @@ impl Timeline {
     pub fn has_content(&self) -> bool {
         !self.snapshots.is_empty() || !self.segments.is_empty()
     }
+
+    /// Of two under one number, the heavier one counts.
+    fn weight(&self) -> (bool, bool) {
+        (self.has_content(), self.document.mapped)
+    }
 }
 
 /// Joins stretches that touch or overlap. `runs` come sorted by their start.
@@ -176,7 +182,9 @@ impl Catalog {
     /// Builds the tree from what a listing found.
     ///
     /// Two streamers that race for a number can leave two folders with the same one; whoever saw the other
-    /// moved on and left an empty folder (see `follow`), so the one with content counts.
+    /// moved on and left an empty folder (see `follow`), so the one with content counts. A mapped one never gets
+    /// any, and a server may be half filled under its id: it counts more than an empty one. Given up, it does no
+    /// harm: it stands for the same data as its parent's position.
     pub fn new(
         archive: Option<ArchiveDocument>,
         documents: Vec<TimelineDocument>,
@@ -221,24 +229,22 @@ impl Catalog {
         let mut contested: Vec<TimelineSeq> = Vec::new();
         for ((seq, _), mut timeline) in folders {
             timeline.finish();
-            match timelines
-                .get(&seq)
-                .map(|kept| (kept.has_content(), timeline.has_content()))
-            {
-                Some((true, true)) => problems.push(format!(
-                    "two timelines bear the number {seq}, {} is not used",
-                    timeline.id()
-                )),
-                Some((true, false)) => {}
-                // Which of two empty ones was given up cannot be told: neither counts.
-                Some((false, false)) => contested.push(seq),
-                Some((false, true)) => {
+            let Some(kept) = timelines.get(&seq) else {
+                timelines.insert(seq, timeline);
+                continue;
+            };
+            match timeline.weight().cmp(&kept.weight()) {
+                Ordering::Less => {}
+                Ordering::Greater => {
                     contested.retain(|other| *other != seq);
                     timelines.insert(seq, timeline);
                 }
-                None => {
-                    timelines.insert(seq, timeline);
-                }
+                Ordering::Equal if kept.has_content() => problems.push(format!(
+                    "two timelines bear the number {seq}, {} is not used",
+                    timeline.id()
+                )),
+                // Which of the two was given up cannot be told: neither counts.
+                Ordering::Equal => contested.push(seq),
             }
         }
         timelines.retain(|seq, _| !contested.contains(seq));
@@ -364,7 +370,8 @@ impl Catalog {
     }
 
     /// Holes of a timeline: behind something restorable, up to where something restorable begins again; behind
-    /// the last, up to where bytes are stored that nothing leads to.
+    /// the last, up to where bytes are stored that nothing leads to. Where another timeline goes on from the end,
+    /// those are what was under way when everything died: no part of the history.
     pub fn gaps(&self, seq: TimelineSeq) -> Vec<Gap> {
         let windows = self.windows(seq);
         let between = windows.windows(2).map(|pair| Gap {
@@ -378,8 +385,19 @@ impl Catalog {
         });
         let last = end
             .zip(stranded)
+            .filter(|_| !self.goes_on_from_the_end(seq))
             .map(|(after, resumes_at)| Gap { after, resumes_at });
         between.chain(last).collect()
+    }
+
+    fn goes_on_from_the_end(&self, seq: TimelineSeq) -> bool {
+        let (from, to) = (self.end(seq), self.stored_end(seq));
+        self.timelines
+            .values()
+            .filter_map(|timeline| timeline.document.parent)
+            .any(|parent| {
+                parent.timeline == seq && from <= Some(parent.offset) && Some(parent.offset) <= to
+            })
     }
 
     /// Why this timeline is never chosen by a seed, or `None`. A timeline that continues a suspect one is
@@ -673,6 +691,22 @@ mod tests {
     }
 
     #[test]
+    fn what_was_under_way_when_history_went_on_elsewhere_is_no_gap() {
+        let forked = |offset| {
+            Sketch::default()
+                .timeline(1, 1, None, 0)
+                .snapshot(0)
+                .segment(1, 100)
+                .segment(152, 200)
+                .timeline(2, 2, Some((1, offset)), offset)
+                .catalog()
+                .gaps(TimelineSeq::new(1))
+        };
+        assert_eq!(forked(100), []);
+        assert_eq!(forked(50).len(), 1, "a branch: the end is still open");
+    }
+
+    #[test]
     fn a_gap_lies_between_two_restorable_stretches() {
         let catalog = Sketch::default()
             .timeline(1, 1, None, 0)
@@ -884,5 +918,35 @@ mod tests {
             .catalog();
         assert_eq!(catalog.head(), Some(at(1, 0)));
         assert_eq!(catalog.next_seq(), TimelineSeq::new(3));
+    }
+
+    #[test]
+    fn of_two_empty_folders_with_one_number_the_mapped_one_counts() {
+        let sketch = |mapped_first: bool| {
+            let sketch = Sketch::default()
+                .timeline(1, 1, None, 0)
+                .snapshot(0)
+                .timeline(2, 2, Some((1, 0)), 0);
+            let sketch = if mapped_first {
+                sketch.mapped()
+            } else {
+                sketch
+            };
+            let sketch = sketch.timeline(2, 3, Some((1, 0)), 0);
+            if mapped_first {
+                sketch
+            } else {
+                sketch.mapped()
+            }
+        };
+        for (mapped_first, expected) in [(true, 2), (false, 3)] {
+            let catalog = sketch(mapped_first).catalog();
+            assert_eq!(catalog.newest().unwrap().id(), id(expected));
+            assert_eq!(catalog.head(), Some(at(2, 0)));
+        }
+        let both = sketch(true).mapped().catalog();
+        assert_eq!(both.head(), Some(at(1, 0)), "neither counts");
+        let with_content = sketch(true).segment(1, 9).catalog();
+        assert_eq!(with_content.newest().unwrap().id(), id(3));
     }
 }

@@ -100,8 +100,8 @@ pub struct AcceptArguments {
 /// `perennial restore`
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The folder gets an `appendonlydir/` that Redis 7.0 and later, and Valkey, start from:
-  redis-server --dir /the/folder --appendonly yes
+What is written depends on the server that was archived: an `appendonlydir/` (7.0 and later, Valkey), an
+`appendonly.aof` (4.0 to 6.2) or a `dump.rdb`. The last lines of the output say how to start a server on it.
 Everything is checked on the way, and the files appear only when all of them are complete.")]
 pub struct RestoreArguments {
     /// Where the archive lies
@@ -213,7 +213,7 @@ pub struct RunArguments {
     pub redis_ca_file: Option<PathBuf>,
 
     /// With rediss://, our client certificate with its chain, PEM; servers want one unless tls-auth-clients
-    /// is off
+    /// is no
     #[arg(
         long,
         env = "PERENNIAL_REDIS_CERT_FILE",

@@ -110,14 +110,14 @@ fn say_restored(planned: &Plan, restored: &to_dir::Restored, json: bool) {
         restored.server,
     ));
     if tally.is_changed() {
-        say(&format!(
-            "{} relative TTLs got their absolute time, {} HPERSISTs were made to work",
-            tally.ttls, tally.field_persists
-        ));
+        say(&tally.said());
     }
     say(&format!("start a server on it:\n  {start}"));
     match layout {
-        to_dir::Layout::Directory => {}
+        to_dir::Layout::Directory => say(&format!(
+            "(not older than what wrote it, {}: a server before 7.0 would pass over the folder and start EMPTY)",
+            restored.server
+        )),
         to_dir::Layout::File => {
             say("(one append-only file, for 4.0 to 6.2; later versions take it over at the start)")
         }

@@ -89,6 +89,7 @@ pub async fn run(
         seeder,
         follower,
         seeds_failed: 0,
+        damaged: Default::default(),
     };
     let mut overdue = std::pin::pin!(overdue(stop.clone(), shutdown_timeout));
     let mut pace = Pace::default();
@@ -153,8 +154,9 @@ async fn open_own_port(
         Ok(seeder) => Ok(seeder),
         Err(error) => {
             tracing::warn!(
-                "{error:#}; taking another port: if a seed is cut short by a restart of perennial, the server \
-                 must be made a master by hand (give --seed-listen a port to avoid this)"
+                "{error:#}; taking another port. If perennial is restarted in the middle of a seed, give it \
+                 --seed-listen with the port that the server's INFO names as master_port; never REPLICAOF NO ONE, \
+                 which makes a half-filled server a master (give --seed-listen a port to avoid this)"
             );
             open_seeder(options, clock).await
         }
@@ -285,6 +287,8 @@ struct Runner {
     seeder: Seeder,
     follower: Follower,
     seeds_failed: u32,
+    /// What is damaged in the archive, and how many looks in a row have found just this.
+    damaged: (Vec<String>, u32),
 }
 
 impl Runner {
@@ -337,7 +341,11 @@ impl Runner {
             .map(|(id, _)| *id)
             .chain([server.id])
             .collect();
-        let loaded = match catalog::load(&*self.store, &ids).await {
+        let loaded = match control.kept_alive(catalog::load(&*self.store, &ids)).await {
+            Err(error) => return nothing(error.to_string()),
+            Ok(loaded) => loaded,
+        };
+        let loaded = match loaded {
             Ok(loaded) => loaded,
             Err(error @ CatalogError::Store(_)) => {
                 return Ok(Looked::Nothing(Said::slow(format!(
@@ -354,9 +362,7 @@ impl Runner {
                 self.store.address()
             );
         }
-        for damaged in loaded.all_damaged() {
-            tracing::error!("{damaged}; asking the server for what it held");
-        }
+        self.say_damaged(&loaded);
         let looked = look(&server, &loaded.catalog, self.clock.unix());
         let action = before_sync(&looked, self.options.seed);
         tracing::debug!(?looked, ?action, "decided");
@@ -366,6 +372,23 @@ impl Runner {
             server,
             control,
         })))
+    }
+
+    /// Each look finds it again, as long as it is there.
+    fn say_damaged(&mut self, loaded: &Loaded) {
+        let damaged: Vec<String> = loaded
+            .all_damaged()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let (said, times) = &mut self.damaged;
+        *times = if *said == damaged { *times + 1 } else { 1 };
+        if times.is_power_of_two() {
+            for damaged in &damaged {
+                tracing::error!("{damaged}; asking the server for what it held");
+            }
+        }
+        *said = damaged;
     }
 
     async fn act(
@@ -400,7 +423,7 @@ impl Runner {
             })),
             Action::Promote => {
                 tracing::info!(
-                    "promoting the replica as it is: it has nothing to get from the archive"
+                    "promoting the replica as it is: the archive has nothing that it lacks"
                 );
                 Ok(match control.promote().await {
                     Ok(()) => Round::Again,
@@ -487,6 +510,7 @@ impl Runner {
             catalog: &loaded.catalog,
             plan: planned,
             address: self.options.redis.to_string(),
+            held: server.id,
             seeder,
             approach,
             clock: &*self.clock,
@@ -551,6 +575,9 @@ fn still_to_be_seeded(
 ) -> Result<(), &'static str> {
     if now.run_id != before.run_id {
         return Err("it was restarted");
+    }
+    if now.id != before.id {
+        return Err("its history changed");
     }
     if info.is_loading() {
         return Err("it began to load data");

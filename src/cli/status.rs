@@ -95,9 +95,12 @@ pub fn problems(catalog: &Catalog, address: &str, now: UnixMillis) -> Vec<String
     let head = catalog.head();
     for timeline in catalog.timelines() {
         let seq = timeline.seq();
-        if let Some(why) = catalog.suspect(seq) {
+        // Where the head went on later, somebody has dealt with it: the list of timelines still shows it.
+        let pending = head.is_none_or(|head| head.timeline < seq);
+        if let Some(why) = catalog.suspect(seq).filter(|_| pending) {
             problems.push(format!(
-                "timeline {seq} is suspect: {why}; if it is the right one: perennial accept {seq} --archive {}",
+                "timeline {seq} is suspect: {why}; if it is the right one: perennial accept {seq} --archive {}; \
+                 if not: start its server empty, and it is filled from the head",
                 quoted(address)
             ));
         }

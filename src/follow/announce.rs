@@ -35,7 +35,8 @@ pub struct AnnouncedPort {
 
 impl AnnouncedPort {
     /// Listens on a free port of `ip`. A master with `tls-replication yes` comes by TLS; without `tls` it finds
-    /// nobody, and its `FAILOVER` goes on until somebody aborts it.
+    /// nobody, and its `FAILOVER` goes on until somebody aborts it. No certificate is asked for: nothing is given
+    /// here, and a master that is not answered takes no writes meanwhile.
     ///
     /// # Errors
     /// What the system says.
@@ -44,6 +45,10 @@ impl AnnouncedPort {
         listener.set_nonblocking(true)?;
         let port = listener.local_addr()?.port();
         let listener = TcpListener::from_std(listener)?;
+        let tls = tls.map(|tls| TlsServer {
+            client_ca_file: None,
+            ..tls
+        });
         let task = tokio::spawn(accept(listener, tls.map(Arc::new), clock));
         Ok(Self { ip, port, task })
     }
@@ -121,5 +126,35 @@ async fn refuse(
             return Ok(());
         }
         core.receive(clock.ticks(), received.split().freeze());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::server::tls::IdentityFiles;
+
+    #[tokio::test]
+    async fn whoever_asks_is_refused_also_where_the_seed_address_wants_certificates() {
+        let tls = TlsServer {
+            identity: IdentityFiles {
+                certificate: "/nowhere.pem".into(),
+                key: "/nowhere.key".into(),
+            },
+            client_ca_file: Some("/nowhere.pem".into()),
+        };
+        let ip = IpAddr::from([127, 0, 0, 1]);
+        let port = AnnouncedPort::open(ip, Some(tls), Arc::new(SystemClock::new())).unwrap();
+        let mut master = TcpStream::connect((ip, port.port())).await.unwrap();
+        master.write_all(b"PING\r\nPSYNC ? -1\r\n").await.unwrap();
+        let mut answer = String::new();
+        while !answer.contains(REFUSAL) {
+            let mut piece = [0; 200];
+            let read = master.read(&mut piece).await.unwrap();
+            assert!(read > 0, "closed behind {answer:?}");
+            answer.push_str(&String::from_utf8_lossy(&piece[..read]));
+        }
+        assert!(answer.starts_with("+PONG"), "{answer}");
     }
 }

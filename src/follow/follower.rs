@@ -677,10 +677,18 @@ impl Follower {
                 version: info.version().to_owned(),
                 run_id: info.text("run_id").unwrap_or("?").to_owned(),
                 address: self.redis.to_string(),
-                replica: info.text("role") == Some("slave"),
+                replica: passes_on(info, start),
             },
         }
     }
+}
+
+/// Whether some of the bytes behind `after` were spelled by another server than the one that sends them: it is a
+/// replica, or was one until later than that and then took over, from an older version perhaps.
+fn passes_on(info: &Info, after: Offset) -> bool {
+    let own_from = info.number("second_repl_offset");
+    info.text("role") == Some("slave")
+        || own_from.is_some_and(|own_from| own_from > after.next().as_u64())
 }
 
 /// A server before 7.0 that loads its own dump takes a new id and keeps no trace of the old one: nothing shows
@@ -697,7 +705,7 @@ async fn warn_of_dumps(control: &mut Control, info: &Info) {
     tracing::warn!(
         "redis {} keeps dumps of full syncs, and after a restart from a dump nothing tells how old it is: such a \
          server would not be seeded but become a suspect timeline; start it with `rdb-del-sync-files yes` and \
-         `save \"\"` (6.0 and later), or as a replica of --seed-listen",
+         `save \"\"` (6.0 and later) and without the dump.rdb that is there, or as a replica of --seed-listen",
         info.version()
     );
 }
@@ -730,7 +738,8 @@ fn say_new_timeline(
         (Some(why), _) => tracing::error!(
             timeline = %seq, %id, %start,
             "suspect timeline: {why}. It is archived but no seed will use it; if this server is right, run \
-             `perennial accept {seq} --archive {}`",
+             `perennial accept {seq} --archive {}`; if not, stop it, remove its dump and append-only files, and \
+             start it empty: it is then filled from the head",
             quoted(address)
         ),
         (None, Some(parent)) => {
@@ -784,6 +793,15 @@ mod tests {
             "repl_backlog_active:0\r\nrepl_backlog_first_byte_offset:0"
         ));
         assert!(known(""), "what INFO does not tell is asked");
+    }
+
+    #[test]
+    fn what_a_promoted_replica_had_from_its_master_is_not_its_own() {
+        let passed_on = |info: &str| passes_on(&Info::parse(info), Offset::new(100));
+        assert!(passed_on("role:slave\r\nsecond_repl_offset:-1"));
+        assert!(!passed_on("role:master\r\nsecond_repl_offset:-1"));
+        assert!(!passed_on("role:master\r\nsecond_repl_offset:101"));
+        assert!(passed_on("role:master\r\nsecond_repl_offset:102"));
     }
 
     #[test]

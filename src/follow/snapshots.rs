@@ -332,6 +332,8 @@ pub async fn fetch(
             Event::PayloadEnds { .. } => {
                 let sink = sink.ok_or_else(|| failed("a payload without an offset".into()))?;
                 let offset = sink.offset;
+                // Else an older master goes on feeding it while the store takes its time.
+                drop(link);
                 return Ok((offset, sink.finish(&address).await?));
             }
             Event::Refused(refusal) => return Err(SnapshotFailure::Refused { address, refusal }),

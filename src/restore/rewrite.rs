@@ -54,6 +54,20 @@ impl Tally {
         self.ttls + self.field_persists > 0
     }
 
+    /// What was rewritten, for people.
+    pub fn said(&self) -> String {
+        let parts = [
+            (self.ttls, "relative TTLs made absolute"),
+            (self.field_persists, "HPERSISTs put right"),
+        ];
+        let said: Vec<String> = parts
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, what)| format!("{what}: {count}"))
+            .collect();
+        said.join(", ")
+    }
+
     /// What could not be put right, as a person should know it.
     pub fn warning(&self) -> Option<String> {
         let mut parts = Vec::new();

@@ -47,9 +47,26 @@ pub enum Serving {
     Undecided,
     /// This plan.
     Plan(Arc<Offering>),
-    /// No data at all, under this id, to whoever names this port: what a seed that went wrong left behind must
-    /// not stay under an archived id and offset, in a dump for example, where it would pass for the archive's.
-    Nothing(ReplicationId, Option<u16>),
+    /// No data at all, to the server that a seed went wrong on.
+    Nothing(TakeBack),
+}
+
+/// What a seed that went wrong left behind must not stay under an archived id and offset, in a dump for example,
+/// where it would pass for the archive's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TakeBack {
+    /// The id under which there is nothing.
+    pub id: ReplicationId,
+    /// The id that the seed gave it. Whoever asks to continue another history, or none, keeps what it has.
+    pub seeded: ReplicationId,
+    /// The port that the server names in its handshake.
+    pub listening_port: Option<u16>,
+}
+
+impl TakeBack {
+    fn is_for(&self, offer: &PsyncOffer) -> bool {
+        is_of_port(offer, self.listening_port) && named(offer) == Some(self.seeded)
+    }
 }
 
 /// A plan to serve.
@@ -68,9 +85,10 @@ pub struct Offering {
     pub listening_port: Option<u16>,
     /// Somebody is being served: one at a time.
     pub busy: AtomicBool,
-    /// The number of the question that may be answered, as [`SeedProgress::asked`] counts them, and how. A server keeps
-    /// its data until then and can still be given back; who asks again, on another connection, may be another one.
-    pub approved: watch::Sender<Option<(u32, Approved)>>,
+    /// The number of the question that may be answered, as [`SeedProgress::question`] counts them, and how; nothing
+    /// where another server asked it, which is told to wait. A server keeps its data until then and can still be given
+    /// back; who asks again, on another connection, may be another one.
+    pub approved: watch::Sender<Option<(u32, Option<Approved>)>>,
     /// How far it has come.
     pub progress: watch::Sender<SeedProgress>,
 }
@@ -92,17 +110,19 @@ impl Offering {
             .wait_for(|said| said.is_some_and(|(number, _)| number == question))
             .await;
         // Never without: the sender is in the offering.
-        this.ok()
-            .and_then(|this| *this)
-            .map(|(_, approved)| approved)
-            .ok_or(Ended::Replaced)
+        let (_, approved) = this.ok().and_then(|this| *this).ok_or(Ended::Replaced)?;
+        approved.ok_or(Ended::Stranger)
     }
 }
 
 /// How far a replica has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SeedProgress {
-    /// How often a replica asked for the plan: once on each connection.
+    /// The number of the last question for the plan, from whomever.
+    pub question: u32,
+    /// The history that was named in it.
+    pub named: Option<ReplicationId>,
+    /// How often the server asked for the plan and was let: once on each connection.
     pub asked: u32,
     /// Payload bytes sent.
     pub payload_sent: u64,
@@ -114,6 +134,18 @@ pub struct SeedProgress {
     pub failed: Option<String>,
     /// How many connections did.
     pub failures: u32,
+}
+
+impl SeedProgress {
+    /// Whether anything happened since `before` but questions, which are no progress.
+    pub fn moved_since(&self, before: &Self) -> bool {
+        let asks_as_before = Self {
+            question: before.question,
+            named: before.named,
+            ..self.clone()
+        };
+        asks_as_before != *before
+    }
 }
 
 /// Where and how to listen.
@@ -294,6 +326,8 @@ enum Ended {
     Peer(String),
     #[error("another plan is served now")]
     Replaced,
+    #[error("another server than the one that is to be seeded")]
+    Stranger,
 }
 
 impl Connection {
@@ -326,10 +360,12 @@ impl Connection {
             let now_served = serving.borrow().clone();
             let offering = match now_served {
                 Serving::Plan(offering) => offering,
-                Serving::Nothing(id, port)
-                    if port.is_none_or(|port| offer.listening_port == Some(port)) =>
-                {
-                    if let Err(ended) = self.serve_nothing(id).await {
+                Serving::Nothing(back) if back.is_for(&offer) => {
+                    let ended = tokio::select! {
+                        ended = self.serve_nothing(back.id) => ended,
+                        () = replaced(&mut serving) => Err(Ended::Replaced),
+                    };
+                    if let Err(ended) = ended {
                         tracing::debug!("seed connection: {ended}");
                     }
                     return;
@@ -342,10 +378,26 @@ impl Connection {
                 }
             };
             // Another server with the same `replicaof` would lose what it holds.
-            let stranger = offering
-                .listening_port
-                .is_some_and(|port| offer.listening_port != Some(port));
+            let stranger = !is_of_port(&offer, offering.listening_port);
             if stranger || offering.busy.swap(true, Ordering::AcqRel) {
+                self.door.told_to_wait(self.peer, offer.listening_port);
+                if self.core.postpone().is_err() {
+                    return;
+                }
+                continue;
+            }
+            let _free = FreeOnDrop(&offering.busy);
+            let mut question = 0;
+            offering.progress.send_modify(|progress| {
+                progress.question += 1;
+                progress.named = named(&offer);
+                question = progress.question;
+            });
+            let outcome = tokio::select! {
+                outcome = self.serve(&offering, &offer, question) => outcome,
+                () = replaced(&mut serving) => Err(Ended::Replaced),
+            };
+            if matches!(outcome, Err(Ended::Stranger)) {
                 tracing::warn!(
                     port = offer.listening_port,
                     "another server asks to be seeded: told to wait"
@@ -355,18 +407,6 @@ impl Connection {
                 }
                 continue;
             }
-            let _free = FreeOnDrop(&offering.busy);
-            let mut question = 0;
-            offering.progress.send_modify(|progress| {
-                progress.asked += 1;
-                progress.all_sent = false;
-                progress.acknowledged = None;
-                question = progress.asked;
-            });
-            let outcome = tokio::select! {
-                outcome = self.serve(&offering, &offer, question) => outcome,
-                () = replaced(&mut serving) => Err(Ended::Replaced),
-            };
             if let Err(ended) = outcome {
                 offering.progress.send_modify(|progress| {
                     progress.failed = Some(ended.to_string());
@@ -437,10 +477,12 @@ impl Connection {
         }
     }
 
-    /// Waits for bytes of the replica, or for the time the core asked for. Cancel safe.
+    /// Waits for bytes of the replica, or for the time the core asked for. Cancel safe. What it said while we could
+    /// only write counts before the time that has passed.
     async fn input(&mut self) -> Result<(), Ended> {
         let wait = Duration::from_millis(self.wait_until.since(self.clock.ticks()));
         tokio::select! {
+            biased;
             read = self.stream.read_buf(&mut self.received) => {
                 if read? == 0 {
                     return Err(Ended::Closed);
@@ -479,6 +521,11 @@ impl Connection {
         question: u32,
     ) -> Result<(), Ended> {
         let approved = offering.approved(question).await?;
+        offering.progress.send_modify(|progress| {
+            progress.asked += 1;
+            progress.all_sent = false;
+            progress.acknowledged = None;
+        });
         match offering.continue_at {
             Some((position, id)) if asks_for(offer, position.offset, id) => {
                 self.core.continue_with(self.clock.ticks(), approved.id)?;
@@ -573,6 +620,18 @@ struct FreeOnDrop<'a>(&'a AtomicBool);
 impl Drop for FreeOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Release);
+    }
+}
+
+fn is_of_port(offer: &PsyncOffer, port: Option<u16>) -> bool {
+    port.is_none_or(|port| offer.listening_port == Some(port))
+}
+
+/// The history that a replica wants to go on with: of whoever was a master, or has a dump, its own.
+fn named(offer: &PsyncOffer) -> Option<ReplicationId> {
+    match offer.request {
+        PsyncRequest::Full => None,
+        PsyncRequest::Continue { id, .. } => Some(id),
     }
 }
 

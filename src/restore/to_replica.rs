@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::mapped::{self, PrepareError, Prepared};
 use super::refusal;
 use super::rewrite::Tally;
-use super::seeder::{Offering, SeedProgress, Seeder, Serving};
+use super::seeder::{Offering, SeedProgress, Seeder, Serving, TakeBack};
 use super::source::SourceError;
 use crate::archive::document::Source;
 use crate::archive::layout::ArchiveId;
@@ -41,6 +41,9 @@ const LOOKED_THROUGH_AT_ONCE_BYTES: u64 = 128 * 1024 * 1024;
 const ATTEMPTS_MAX: u32 = 2;
 /// How often the server's own view is looked at while it applies the replication stream.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// And before: it may be loading, for however long, and servers with a `timeout` close connections on which nothing
+/// is said.
+const LOOK_INTERVAL_BEFORE: Duration = Duration::from_millis(500);
 
 /// How the server comes to us.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -79,7 +82,9 @@ pub enum SeedError {
         why: String,
     },
     /// It is too old for the payload, or of another kind.
-    #[error("{0}; nothing was done to the server")]
+    #[error(
+        "{0}; the server was left as it is: where it is empty it takes writes, so stop it before clients find it"
+    )]
     Unreadable(UnreadablePayload),
     /// It lacks the module of what the payload begins with, and would end itself over it.
     #[error(
@@ -150,6 +155,8 @@ pub struct Seed<'a> {
     pub plan: Plan,
     /// The server's address, without secrets.
     pub address: String,
+    /// The replication id that it bore when it was decided on: as long as it bears it, it was no master since.
+    pub held: ReplicationId,
     /// The listener that serves it.
     pub seeder: &'a Seeder,
     /// How the server comes to us.
@@ -163,8 +170,8 @@ impl Seed<'_> {
     /// transaction, is still what was decided on; else what changed.
     ///
     /// # Errors
-    /// [`SeedError`]. Before the first byte of payload the server is given back as it was; afterwards it stays
-    /// our replica, which takes no writes, and the next attempt fills it again.
+    /// [`SeedError`]. Before it is served the server is given back as it was; afterwards it stays our replica, which
+    /// takes no writes, and the next attempt fills it again.
     pub async fn run(
         mut self,
         control: &mut Control,
@@ -174,7 +181,7 @@ impl Seed<'_> {
         if self.approach != Approach::TakeOver && takes_writes(&before) {
             return Err(SeedError::Writable);
         }
-        self.continue_or_fill().await?;
+        control.kept_alive(self.continue_or_fill()).await??;
         let known = match self.approach {
             Approach::Continues(..) => refusal::Known::default(),
             Approach::TakeOver | Approach::Waits => {
@@ -214,7 +221,8 @@ impl Seed<'_> {
             .await;
         if let Err(error) = outcome {
             if matches!(error, SeedError::Errors { .. }) {
-                self.take_back(control, offering.listening_port).await;
+                let (seeded, port) = (prepared.approved.id, offering.listening_port);
+                self.take_back(control, seeded, port).await;
             }
             self.seeder.serve(Serving::Undecided);
             let asked = offering.progress.borrow().asked > 0;
@@ -260,7 +268,7 @@ impl Seed<'_> {
         if self.approach == Approach::TakeOver {
             self.take_over(control, unchanged).await?;
         }
-        let prepared = match self.prepare(before).await {
+        let prepared = match control.kept_alive(self.prepare(before)).await? {
             Ok(prepared) => prepared,
             Err(error) => {
                 if self.approach == Approach::TakeOver {
@@ -304,13 +312,16 @@ impl Seed<'_> {
 
     /// Empties a server that holds less than its id and offset say, under an id that nobody knows: kept in a
     /// dump, it would later pass for the archive's own data. The archive has all of it.
-    async fn take_back(&self, control: &mut Control, port: Option<u16>) {
+    async fn take_back(&self, control: &mut Control, seeded: ReplicationId, port: Option<u16>) {
         let mut raw = [0; 20];
         if getrandom::fill(&mut raw).is_err() {
             return;
         }
-        self.seeder
-            .serve(Serving::Nothing(ReplicationId::from_raw(raw), port));
+        self.seeder.serve(Serving::Nothing(TakeBack {
+            id: ReplicationId::from_raw(raw),
+            seeded,
+            listening_port: port,
+        }));
         let began = self.clock.ticks();
         while Duration::from_millis(self.clock.ticks().since(began)) < TAKE_BACK {
             match control.info().await {
@@ -366,17 +377,19 @@ impl Seed<'_> {
     ) -> Result<(), SeedError> {
         let end = prepared.end;
         let mut answered = 0;
+        let mut approved = false;
         let began = self.clock.ticks();
         let turned_before = self.seeder.turned_away().times;
-        let mut last_moved = began;
+        let (mut last_moved, mut asked_at) = (began, began);
         loop {
             let progress = seen.borrow_and_update().clone();
-            if progress.asked != answered {
-                still_the_same(control).await?;
-                answered = progress.asked;
-                offering
-                    .approved
-                    .send_replace(Some((answered, prepared.approved)));
+            if progress.question != answered {
+                let bears = self.still_the_same(control, prepared).await?;
+                answered = progress.question;
+                let is_it = progress.named.is_none_or(|named| named == bears);
+                approved |= is_it;
+                let answer = is_it.then_some(prepared.approved);
+                offering.approved.send_replace(Some((answered, answer)));
             }
             if let Some(reason) = &progress.failed
                 && progress.failures >= ATTEMPTS_MAX
@@ -389,20 +402,25 @@ impl Seed<'_> {
             if progress.all_sent && progress.acknowledged == Some(end) {
                 return self.check(control, end, errors_before).await;
             }
+            // A replica acknowledges once a second by itself: its own view tells sooner. One that broke off may be gone.
+            let look = progress.all_sent || progress.failed.is_some();
+            let interval = if look {
+                LOOK_INTERVAL
+            } else {
+                LOOK_INTERVAL_BEFORE
+            };
+            let since_last = Duration::from_millis(self.clock.ticks().since(asked_at));
             tokio::select! {
                 changed = seen.changed() => {
-                    if changed.is_ok() {
+                    if changed.is_ok() && seen.borrow().moved_since(&progress) {
                         last_moved = self.clock.ticks();
                     }
                 }
-                // Whoever comes up in its place has not been looked at.
-                error = control.lost() => return Err(error.into()),
-                () = tokio::time::sleep(LOOK_INTERVAL) => {
-                    // A replica acknowledges once a second by itself: its own view tells sooner.
-                    // One that broke off may be gone.
-                    let look = progress.all_sent || progress.failed.is_some();
-                    let info = if look { control.info().await? } else { Info::default() };
-                    if applied(&info, end) {
+                // Whoever comes up in its place has not been looked at: the end of the connection ends the seed. A
+                // server that empties itself answers nothing for a while.
+                info = control.heard() => {
+                    let info = info?;
+                    if look && applied(&info, end) {
                         return self.check(control, end, errors_before).await;
                     }
                     // A large payload takes its time to load.
@@ -410,17 +428,15 @@ impl Seed<'_> {
                         last_moved = self.clock.ticks();
                     }
                 }
+                () = tokio::time::sleep(interval.saturating_sub(since_last)) => {
+                    control.ask().await?;
+                    asked_at = self.clock.ticks();
+                }
             }
             let now = self.clock.ticks();
-            if progress.asked == 0
-                && let Some(error) = self.cannot_come(began, now, turned_before)
-            {
-                // Whoever asks from here on is told to wait. If nothing was sent, it is given back as it was.
+            if !approved && let Some(error) = self.cannot_come(began, now, turned_before) {
+                // Whoever asks from here on is told to wait. Nothing was sent: it is given back as it was.
                 self.seeder.serve(Serving::Undecided);
-                if seen.borrow().asked > 0 {
-                    let state = describe(&progress);
-                    return Err(SeedError::Silent { state });
-                }
                 if self.approach == Approach::TakeOver {
                     control.promote().await?;
                 }
@@ -432,6 +448,32 @@ impl Seed<'_> {
                 });
             }
         }
+    }
+
+    /// An answer on the control connection, after somebody asked for data, comes from the process that was decided on:
+    /// it lives, so whoever asked under its port is not another one in its place. Tells the replication id it bears:
+    /// who asks to continue another one's history is somebody else, on another machine for example.
+    async fn still_the_same(
+        &self,
+        control: &mut Control,
+        prepared: &Prepared,
+    ) -> Result<ReplicationId, SeedError> {
+        let info = control.info().await?;
+        if takes_writes(&info) {
+            return Err(SeedError::Writable);
+        }
+        let rejected = |reason: &str| SeedError::Rejected {
+            reason: reason.into(),
+            likely: String::new(),
+        };
+        if info.text("role") != Some("slave") {
+            return Err(rejected("it was made a master while it was seeded"));
+        }
+        let bears = info.text("master_replid").and_then(|id| id.parse().ok());
+        // Whoever becomes a master takes a new id.
+        bears
+            .filter(|id| [self.held, prepared.approved.id].contains(id))
+            .ok_or_else(|| rejected("it was made a master, and a replica again, in between"))
     }
 
     /// Why a server that has not asked yet will not do so.
@@ -471,22 +513,6 @@ impl Seed<'_> {
             Ok(())
         }
     }
-}
-
-/// An answer on the control connection, after somebody asked for data, comes from the process that was decided on: it
-/// lives, so whoever asked under its port is not another one in its place.
-async fn still_the_same(control: &mut Control) -> Result<(), SeedError> {
-    let info = control.info().await?;
-    if takes_writes(&info) {
-        return Err(SeedError::Writable);
-    }
-    if info.text("role") != Some("slave") {
-        return Err(SeedError::Rejected {
-            reason: "it was made a master while it was seeded".into(),
-            likely: String::new(),
-        });
-    }
-    Ok(())
 }
 
 /// The port that the server names in its handshake as a replica; nothing where that cannot be told, because
@@ -557,10 +583,8 @@ fn say(address: &str, plan: &Plan, prepared: &Prepared) {
     if tally.is_changed() {
         tracing::info!(
             end = %prepared.end,
-            "{} relative TTLs get their absolute time, {} HPERSISTs are made to work: the seed has a replication \
-             id of its own, and replicas of the old server get a full resync",
-            tally.ttls,
-            tally.field_persists,
+            "{}; so the seed has a replication id of its own, and replicas of the old server get a full resync",
+            tally.said(),
         );
     }
     if let Some(warning) = tally.warning() {

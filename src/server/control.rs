@@ -14,8 +14,13 @@ use crate::proto::handshake::command;
 
 /// How long one answer may take.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// A control connection that says nothing for longer may be closed by a server with a `timeout` (1 s at least), or
+/// by a proxy: its end would look like the end of the server.
+const KEPT_ALIVE: Duration = Duration::from_millis(500);
 /// The largest answer that is read, in bytes: INFO is a few KiB.
 pub const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+const INFO: &[u8] = b"INFO";
 
 /// Why a command on the control connection failed.
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +114,7 @@ fn hint(answer: &str) -> &'static str {
     } else if answer.starts_with("WRONGPASS") || answer.starts_with("ERR invalid password") {
         "; check the user and password in --redis and --redis-password-file"
     } else if answer.contains("NOPERM") {
-        "; the ACL user needs +psync +replconf +info, and +multi +exec +replicaof +config|get for seeds"
+        "; the ACL user needs +psync +replconf +info, for seeds +multi +exec +replicaof, and may have +config|get"
     } else {
         ""
     }
@@ -123,6 +128,8 @@ pub struct Control {
     received: BytesMut,
     /// A command was sent before.
     used: bool,
+    /// INFO was asked, and nobody has waited for its answer yet.
+    asked: bool,
     /// REPLICAOF from 5.0 on, SLAVEOF before (`protocol-facts` 4.1): ACL rules name one of them.
     replicaof: &'static str,
 }
@@ -145,6 +152,7 @@ impl Control {
             connection,
             received: BytesMut::with_capacity(16 * 1024),
             used: false,
+            asked: false,
             replicaof: "REPLICAOF",
         };
         if let Some(credentials) = &address.credentials {
@@ -172,6 +180,10 @@ impl Control {
         let exchange = async {
             self.connection.write_all(&command(arguments)).await?;
             self.connection.flush().await?;
+            if self.asked {
+                self.answer().await?;
+                self.asked = false;
+            }
             self.answer().await
         };
         let outcome = timeout(ANSWER_TIMEOUT, exchange).await;
@@ -237,7 +249,7 @@ impl Control {
     /// # Errors
     /// [`ControlError`].
     pub async fn info(&mut self) -> Result<Info, ControlError> {
-        let frame = self.command(&[b"INFO"]).await?;
+        let frame = self.command(&[INFO]).await?;
         let info = self.info_of(&frame, "INFO")?;
         self.replicaof = if info.version_numbers() < (5, 0) {
             "SLAVEOF"
@@ -329,17 +341,63 @@ impl Control {
         self.connection.is_local()
     }
 
-    /// Ends when the connection does, which a server's death brings about. While no command is under way, the
-    /// server says nothing. Cancel safe.
-    pub async fn lost(&mut self) -> ControlError {
-        let error = match self.connection.read_buf(&mut self.received).await {
-            Ok(0) => std::io::ErrorKind::UnexpectedEof.into(),
-            Ok(_) => std::io::Error::other("it said something that was not asked"),
-            Err(error) => error,
+    /// Asks INFO without waiting for the answer, which [`Self::heard`] brings, however long the server takes. Does
+    /// nothing while an answer is outstanding.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn ask(&mut self) -> Result<(), ControlError> {
+        if self.asked {
+            return Ok(());
+        }
+        self.asked = true;
+        let sending = async {
+            self.connection.write_all(&command(&[INFO])).await?;
+            self.connection.flush().await
         };
+        match timeout(ANSWER_TIMEOUT, sending).await {
+            Ok(sent) => sent.map_err(|error| self.lost(error)),
+            Err(_) => Err(self.lost(std::io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    /// Waits for the answer to [`Self::ask`], or for the end of the connection, which a server's death brings about.
+    /// Where nothing was asked, the server says nothing. Cancel safe.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn heard(&mut self) -> Result<Info, ControlError> {
+        let answer = self.answer().await.map_err(|error| self.lost(error))?;
+        match answer {
+            Answer::Frame(frame) if std::mem::take(&mut self.asked) => self.info_of(&frame, "INFO"),
+            _ => Err(self.lost(std::io::Error::other(
+                "it said something that was not asked",
+            ))),
+        }
+    }
+
+    fn lost(&self, error: std::io::Error) -> ControlError {
         ControlError::Lost {
             address: self.address.clone(),
             error,
+        }
+    }
+
+    /// Waits for something that may take long and does not speak with the server, so that it keeps the connection.
+    ///
+    /// # Errors
+    /// [`ControlError`] where the connection ends all the same; then `work` is dropped.
+    pub async fn kept_alive<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, ControlError> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return Ok(done),
+                () = tokio::time::sleep(KEPT_ALIVE) => {}
+            }
+            self.info().await?;
         }
     }
 

@@ -163,17 +163,19 @@ impl Info {
     /// Nothing was written since the process started. `rdb_changes_since_last_save` alone is not enough: a
     /// save in between sets it back when it ends, so none may have ended either. Keys that expired do not count.
     fn untouched(&self) -> bool {
-        let no_save = match self.number("rdb_saves") {
-            Some(saves) => saves == 0,
-            None => {
-                self.text("rdb_last_bgsave_time_sec") == Some("-1") && !self.saved_since_start()
-            }
+        let counted = match self.number("rdb_saves") {
+            Some(saves) => saves > 0,
+            // Before 7.0: the duration of the last background save, -1 before the first one.
+            None => self.text("rdb_last_bgsave_time_sec") != Some("-1"),
         };
-        self.number("rdb_changes_since_last_save") == Some(0) && no_save
+        self.number("rdb_changes_since_last_save") == Some(0)
+            && !counted
+            && !self.saved_since_start()
     }
 
-    /// Before 7.0: the duration of the last background save is -1 before the first one, but SAVE does not set it. A
-    /// process that never saved says that its last save was its own start, as far as a clock of whole seconds tells.
+    /// A process that never saved says that its last save was its own start, as far as a clock of whole seconds
+    /// tells. The counts do not tell all of it: CONFIG RESETSTAT sets `rdb_saves` back, and before 7.0 SAVE is not
+    /// counted at all.
     fn saved_since_start(&self) -> bool {
         let [now_micros, uptime, saved] = [
             "server_time_usec",
@@ -186,8 +188,8 @@ impl Info {
                 let started = (now_micros / 1_000_000).saturating_sub(uptime);
                 saved > started + START_SECONDS_OFF_MAX
             }
-            // Before 6.2 the server does not tell its time.
-            _ => false,
+            // Before 6.2 the server does not tell its time: whatever it holds may have been written and saved.
+            _ => self.keys > 0,
         }
     }
 }
@@ -196,8 +198,9 @@ impl Info {
 mod tests {
     use super::*;
 
-    const FRESH: &str = "# Server\r\nredis_version:7.0.15\r\nrun_id:abc\r\nuptime_in_seconds:9\r\n# Persistence\r\n\
-        loading:0\r\nasync_loading:0\r\nrdb_changes_since_last_save:0\r\nrdb_bgsave_in_progress:0\r\nrdb_saves:0\r\n\
+    const FRESH: &str = "# Server\r\nredis_version:7.0.15\r\nrun_id:abc\r\nuptime_in_seconds:9\r\n\
+        server_time_usec:1000009900000\r\n# Persistence\r\nloading:0\r\nasync_loading:0\r\n\
+        rdb_changes_since_last_save:0\r\nrdb_bgsave_in_progress:0\r\nrdb_saves:0\r\nrdb_last_save_time:1000000\r\n\
         # Replication\r\nrole:master\r\nmaster_replid:1111111111111111111111111111111111111111\r\n\
         master_replid2:0000000000000000000000000000000000000000\r\nmaster_repl_offset:0\r\nsecond_repl_offset:-1\r\n";
 
@@ -233,8 +236,7 @@ mod tests {
                 .filter(|line| !line.starts_with("rdb_saves"))
                 .map(|line| format!("{line}\r\n"))
                 .collect();
-            let times = "rdb_last_bgsave_time_sec:-1\r\nserver_time_usec:1000009900000\r\n\
-                rdb_last_save_time:1000000\r\n";
+            let times = "rdb_last_bgsave_time_sec:-1\r\n";
             Info::parse(&format!("{old}{times}{more}"))
                 .server(|_, _| false)
                 .unwrap()
@@ -245,6 +247,29 @@ mod tests {
         assert!(!server("rdb_last_save_time:1000005\r\n"), "SAVE");
         assert!(!server("rdb_last_bgsave_time_sec:0\r\n"), "BGSAVE");
         assert!(!server("rdb_changes_since_last_save:1\r\n"), "a write");
+    }
+
+    #[test]
+    fn a_save_is_seen_also_where_its_count_was_set_back() {
+        assert!(server("rdb_last_save_time:1000001\r\n").untouched);
+        assert!(!server("rdb_last_save_time:1000005\r\n").untouched);
+    }
+
+    #[test]
+    fn before_6_2_only_a_server_without_keys_is_known_to_be_untouched() {
+        let old: String = FRESH
+            .lines()
+            .filter(|line| !line.starts_with("rdb_saves") && !line.starts_with("server_time_usec"))
+            .map(|line| format!("{line}\r\n"))
+            .collect();
+        let untouched = |more: &str| {
+            Info::parse(&format!("{old}rdb_last_bgsave_time_sec:-1\r\n{more}"))
+                .server(|_, _| false)
+                .unwrap()
+                .untouched
+        };
+        assert!(untouched(""));
+        assert!(!untouched("db0:keys=1,expires=0,avg_ttl=0\r\n"));
     }
 
     #[test]

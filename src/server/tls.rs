@@ -246,8 +246,8 @@ fn client_hint(error: &Error) -> &'static str {
         Error::InvalidCertificate(
             CertificateError::UnknownIssuer | CertificateError::BadSignature,
         ) => {
-            "the server's certificate is of an authority that is not trusted here: give the authority's \
-             certificate by --redis-ca-file"
+            "the server's certificate is not signed by an authority that is trusted here: --redis-ca-file must hold \
+             the one that signed it (the system's authorities count only without that flag)"
         }
         Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },

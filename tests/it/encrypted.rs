@@ -262,7 +262,7 @@ fn an_unknown_authority_is_said_and_a_new_file_is_read() {
     std::fs::copy(other.file(), &trusted).unwrap();
     let flags = ["--redis-ca-file", trusted.to_str().unwrap()];
     let mut perennial = Perennial::follow_url(&url, &archive, &flags);
-    perennial.until_logged("an authority that is not trusted here");
+    perennial.until_logged("not signed by an authority that is trusted here");
     perennial.until_logged(&url);
     // The file is read again for each connection. Here nobody asks for a certificate of ours.
     std::fs::copy(secured.authority.file(), &trusted).unwrap();

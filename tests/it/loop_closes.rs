@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use crate::harness::Way::Down;
 use crate::harness::workload::{write_at_random, write_everything};
 use crate::harness::{
-    Archive, BornAsReplica, DEADLINE, Digest, Kind, Load, Perennial, Server, Writers, assert_same,
-    holds_for, random::Random, run_cli, until,
+    Archive, BornAsReplica, DEADLINE, Digest, Kind, Load, Perennial, Port, Proxy, Server, Trap,
+    Writers, assert_same, holds_for, random::Random, run_cli, until,
 };
 use crate::on_every_server;
 
@@ -23,6 +24,7 @@ on_every_server! {
     seed_never_leaves_an_empty_server_alone,
     an_orderly_shutdown_of_the_master_loses_nothing,
     both_stop_at_once_and_nothing_is_lost,
+    a_seed_outlasts_the_timeout_of_the_servers_idle_clients,
 }
 
 // Before 7.0 a dump says nothing of its past to a master that loads it: see older_masters.
@@ -370,4 +372,34 @@ fn both_stop_at_once_and_nothing_is_lost(kind: Kind) {
     perennial.start_again();
     server.until_master_with_data();
     assert_same(&before, &Digest::of(&server.address()));
+}
+
+/// A server closes the connections of clients that say nothing for its `timeout`; ours is not one of them.
+fn a_seed_outlasts_the_timeout_of_the_servers_idle_clients(kind: Kind) {
+    let Some(mut server) = kind.start(&["--timeout", "1"]) else {
+        return;
+    };
+    let (archive, seeder) = (Archive::new(), Port::reserve());
+    let proxy = Proxy::to(&seeder.address());
+    let flags = [
+        "--seed-listen",
+        &seeder.address(),
+        "--seed-announce",
+        &proxy.address(),
+    ];
+    let mut perennial = Perennial::follow(&server, &archive, &flags);
+    write_everything(&mut server.client(), 0);
+    let before = stored_digest(&server);
+    let payload = [Down.text("+FULLRESYNC"), Down.lines(1), Down.payload(10)];
+    let trap = proxy.arm(Trap::behind(payload));
+    server.lose_everything();
+    proxy.until_caught();
+    holds_for("it waits for the rest", Duration::from_secs(4), || {
+        !server.is_master()
+    });
+    proxy.let_go(trap);
+    server.until_master_with_data();
+    assert_same(&before, &Digest::of(&server.address()));
+    assert!(!perennial.log().contains("seed failed"));
+    perennial.assert_healthy();
 }

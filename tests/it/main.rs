@@ -60,6 +60,8 @@ mod killed_under_load;
 mod bad_link;
 // FAILOVER with nobody but us attached leaves the master writable.
 mod failover_without_to;
+// Seeds that take longer than what is quick to give up.
+mod slow_seeds;
 // Wrong passwords, web servers, unwritable stores, damaged objects, wrong flags.
 mod bad_input;
 // What status and ls say.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use perennial::store::faulty::{Fault, Faults, Operation};
 
 use crate::harness::servers::REDIS_6_2;
-use crate::harness::workload::write_everything;
+use crate::harness::workload::{write_everything, write_verbatim};
 use crate::harness::{
     Archive, BornAsReplica, DEADLINE, Digest, InProcess, Perennial, Proxy, Server, assert_same,
     until,
@@ -302,10 +302,10 @@ fn born_as_a_replica_its_dump_says_where_it_stood() {
         return;
     };
     let server = &mut born.server;
-    write_everything(&mut server.client(), 0);
+    write_verbatim(&mut server.client(), 0);
     server.client().wait_until_stored(DEADLINE);
     server.client().save();
-    write_everything(&mut server.client(), 1);
+    write_verbatim(&mut server.client(), 1);
     server.client().wait_until_stored(DEADLINE);
     let before = Digest::of(&server.address());
     server.kill();

@@ -284,7 +284,7 @@ fn every_ttl_of_6_2_ends_when_it_should_after_a_late_seed() {
     server.until_master_with_data();
     state.assert_restored_in(&server);
     server.client().wait_until_stored(DEADLINE);
-    archive.status().assert_chain_of(3);
+    archive.status_with_mapped().assert_chain_of(3);
     assert_eq!(mapped(&archive), 1);
     perennial.assert_healthy();
 }
@@ -341,7 +341,7 @@ fn a_snapshot_of_6_2_alone_is_a_dump_and_says_how_it_is_started() {
     let archive = Archive::new();
     write_every_spelling(&mut server.client(), "snapshot");
     let _perennial = Perennial::follow(&server, &archive, &[]);
-    let offset = archive.status().timelines[0].snapshots[0].offset;
+    let offset = archive.status_with_mapped().timelines[0].snapshots[0].offset;
     let at = format!("offset:{offset}");
     let folder = archive.beside("restored");
     let (url, to) = (archive.url(), folder.to_str().unwrap());
@@ -398,7 +398,9 @@ fn generations_of_6_2_follow_each_other_and_the_last_restores_to_files() {
         server.until_master_with_data();
         state.assert_restored_in(&server);
         server.client().wait_until_stored(DEADLINE);
-        archive.status().assert_chain_of(1 + 2 * generation);
+        archive
+            .status_with_mapped()
+            .assert_chain_of(1 + 2 * generation);
     }
     write_some(&server, &mut random, 4);
     server.client().wait_until_stored(DEADLINE);
@@ -407,7 +409,7 @@ fn generations_of_6_2_follow_each_other_and_the_last_restores_to_files() {
     state.assert_restored_in(&start_on(REDIS_6_2, &folder, "yes"));
     assert_eq!(mapped(&archive), 3);
     // Any moment of any generation, through the jumps of the offsets.
-    let end = archive.status().timelines[2].end.unwrap();
+    let end = archive.status_with_mapped().timelines[2].end.unwrap();
     let at = format!("offset:{end}@3");
     archive.restore("earlier", &["--at", &at]);
     perennial.assert_healthy();
@@ -443,7 +445,7 @@ fn an_archive_begun_on_6_2_goes_on_on_7_0() {
     new.until_master_with_data();
     state.assert_restored_in(&new);
     new.client().wait_until_stored(DEADLINE);
-    archive.status().assert_chain_of(5);
+    archive.status_with_mapped().assert_chain_of(5);
 
     let folder = archive.restore("restored", &["--at", "timeline:3"]);
     assert!(folder.join("appendonlydir").is_dir());
@@ -571,7 +573,7 @@ fn killed_in_the_middle_of_a_seed_it_is_seeded_again_or_goes_on() {
         "killed {in_the_middle} times in the middle, {} behind the end",
         completed - 1
     );
-    let status = archive.status();
+    let status = archive.status_with_mapped();
     assert!(status.suspects().is_empty(), "{status:#?}");
     assert!(mapped(&archive) <= completed, "{status:#?}");
     perennial.assert_healthy();
@@ -600,7 +602,7 @@ fn a_replica_of_ours_with_a_dump_of_6_2_is_filled_anew() {
     state.assert_restored_in(&born.server);
     born.server.client().wait_until_stored(DEADLINE);
     assert_eq!(mapped(&archive), 1);
-    assert!(archive.status().suspects().is_empty());
+    assert!(archive.status_with_mapped().suspects().is_empty());
     born.perennial.assert_healthy();
 }
 
@@ -659,7 +661,7 @@ fn persisted_fields(kind: Kind, rewritten: bool) {
     check(&server);
     server.client().wait_until_stored(DEADLINE);
     archive
-        .status()
+        .status_with_mapped()
         .assert_chain_of(if rewritten { 3 } else { 2 });
     assert_eq!(mapped(&archive), usize::from(rewritten));
     perennial.assert_healthy();
@@ -692,7 +694,7 @@ fn without_a_persisted_field_redis_8_0_is_seeded_as_it_was_archived() {
     server.until_master_with_data();
     assert_same(&before, &Digest::of(&server.address()));
     server.client().wait_until_stored(DEADLINE);
-    archive.status().assert_chain_of(2);
+    archive.status_with_mapped().assert_chain_of(2);
     assert_eq!(mapped(&archive), 0);
     drop(perennial);
 }
@@ -747,7 +749,7 @@ fn half_filled(kind: Kind, policy: &str) -> Option<HalfFilled> {
         server.keys().is_some_and(|keys| keys > 50)
             && server.info("replication")["master_link_status"] == "down"
     });
-    let id = archive.status().timelines[1].id.clone();
+    let id = archive.status_with_mapped().timelines[1].id.clone();
     let info = server.info("replication");
     assert_eq!((&info["role"][..], &info["master_replid"]), ("slave", &id));
     assert_eq!(mapped(&archive), 1);
@@ -775,7 +777,7 @@ impl HalfFilled {
         });
         self.state.assert_restored_in(&self.server);
         self.server.client().wait_until_stored(DEADLINE);
-        self.archive.status().assert_chain_of(3);
+        self.archive.status_with_mapped().assert_chain_of(3);
         assert_eq!(mapped(&self.archive), 1, "the same timeline, taken again");
         self.perennial.assert_healthy();
         drop(self.proxy);

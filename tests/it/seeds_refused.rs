@@ -11,6 +11,7 @@ use crate::on_every_server;
 on_every_server! {
     a_server_that_cannot_apply_everything_is_never_promoted,
     a_stranger_at_the_seed_address_keeps_its_data,
+    a_stranger_that_names_the_same_port_keeps_its_data,
 }
 
 // Before 7.0 a dump says nothing of its past to a master that loads it.
@@ -106,6 +107,64 @@ fn a_stranger_at_the_seed_address_keeps_its_data(kind: Kind) {
     }
     assert_eq!(stranger.keys(), Some(1));
     perennial.assert_healthy();
+}
+
+/// Two servers on two machines listen on the same port, and both name the seed address. While one is filled, and while
+/// what went wrong is taken back, the other keeps its data.
+fn a_stranger_that_names_the_same_port_keeps_its_data(kind: Kind) {
+    let Some(mut server) = kind.start(&[]) else {
+        return;
+    };
+    let announced = ["--replica-announce-port", &server.port().to_string()];
+    let Some(stranger) = kind.start(&announced) else {
+        return;
+    };
+    let seed = Port::reserve();
+    let archive = Archive::new();
+    let mut perennial = Perennial::follow(&server, &archive, &["--seed-listen", &seed.address()]);
+    server.client().line("SET ours 1");
+    server.client().line("RPUSH list a b c");
+    server.client().wait_until_stored(DEADLINE);
+    stranger.client().line("SET theirs 1");
+    stranger
+        .client()
+        .line(&format!("REPLICAOF 127.0.0.1 {}", seed.number));
+    for _ in 0..3 {
+        server.lose_everything();
+        until_there(&server, "ours");
+        assert_eq!(stranger.client().line("GET theirs").text(), "1");
+    }
+    perennial.kill();
+    server.kill();
+
+    let own_port = ["--rename-command", "RPUSH", ""];
+    let Some(lacking) = kind.start(&own_port) else {
+        return;
+    };
+    stranger.client().line(&format!(
+        "CONFIG SET replica-announce-port {}",
+        lacking.port()
+    ));
+    let lame = Perennial::run(&[
+        "--redis",
+        &lacking.url(),
+        "--archive",
+        &archive.url(),
+        "--seed-listen",
+        &seed.address(),
+    ]);
+    lame.until_logged("seed failed");
+    holds_for(
+        "the stranger keeps its data",
+        Duration::from_secs(4),
+        || stranger.client().line("GET theirs").text() == "1",
+    );
+    assert_eq!(stranger.keys(), Some(1));
+    assert!(
+        !lame.log().contains("could not be emptied"),
+        "{}",
+        lame.log()
+    );
 }
 
 /// With the store away nothing can be stored: the end comes in time all the same, and says what is missing.

@@ -15,6 +15,7 @@ on_every_server! {
     since 7.0;
     the_writes_after_the_dump_are_back,
     the_writes_after_the_dump_are_back_when_perennial_was_gone_too,
+    writes_that_were_saved_and_counts_that_were_set_back_are_no_seed,
 }
 
 /// Early data, a SAVE, later data that are stored, and `kill -9`. Returns what must be there afterwards.
@@ -95,4 +96,30 @@ fn a_write_on_the_stale_server_makes_it_suspect(kind: Kind) {
     server.start_again();
     until_the_late_write_is_back(&server);
     assert_same(&before, &Digest::of(&server.address()));
+}
+
+/// CONFIG RESETSTAT sets back how often the server saved: what was written and saved stays all the same.
+fn writes_that_were_saved_and_counts_that_were_set_back_are_no_seed(kind: Kind) {
+    let Some(mut server) = kind.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let mut perennial = Perennial::follow(&server, &archive, &[]);
+    save_write_on_and_die(&mut server);
+    perennial.kill();
+    server.start_again();
+    // INFO counts in seconds.
+    until("the start lies some seconds back", DEADLINE, || {
+        server.info_number("server", "uptime_in_seconds") >= 3
+    });
+    let mut client = server.client();
+    client.line("SET intruder 1");
+    client.save();
+    client.line("CONFIG RESETSTAT");
+    assert_eq!(server.info_number("persistence", "rdb_saves"), 0);
+    perennial.start_again();
+    archive.until("the suspect timeline is durable", DEADLINE, |status| {
+        status.suspects() == [2] && status.timelines[1].end.is_some()
+    });
+    assert_eq!(client.line("GET intruder").text(), "1");
 }

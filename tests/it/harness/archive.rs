@@ -66,17 +66,25 @@ impl Archive {
         }
     }
 
-    /// Status, where the command succeeds.
+    /// Status, where the command succeeds, as if seeds had not been rewritten.
     pub fn try_status(&self) -> Result<Status, String> {
+        self.try_status_with_mapped().map(Status::without_mapped)
+    }
+
+    /// Status with the timelines that stand for rewritten seeds.
+    #[track_caller]
+    pub fn status_with_mapped(&self) -> Status {
+        self.try_status_with_mapped().unwrap()
+    }
+
+    fn try_status_with_mapped(&self) -> Result<Status, String> {
         let url = self.url();
         let arguments = ["status", "--archive", &url, "--json"];
         let (code, out, err) = run_cli_with(&arguments, &self.environment());
         if code != 0 {
             return Err(format!("status exits {code}: {err}"));
         }
-        serde_json::from_str(&out)
-            .map(Status::without_mapped)
-            .map_err(|error| format!("status --json: {error} in {out}"))
+        serde_json::from_str(&out).map_err(|error| format!("status --json: {error} in {out}"))
     }
 
     /// Status, which must succeed.
