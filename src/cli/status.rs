@@ -99,8 +99,8 @@ pub fn problems(catalog: &Catalog, address: &str, now: UnixMillis) -> Vec<String
         let pending = head.is_none_or(|head| head.timeline < seq);
         if let Some(why) = catalog.suspect(seq).filter(|_| pending) {
             problems.push(format!(
-                "timeline {seq} is suspect: {why}; if it is the right one: perennial accept {seq} --archive {}; \
-                 if not: start its server empty, and it is filled from the head",
+                "timeline {seq} is suspect: {why}; if it is not the right one, start its server empty, and it is \
+                 filled from the head; if it is: perennial accept {seq} --archive {}",
                 quoted(address)
             ));
         }
