@@ -128,7 +128,9 @@ moto_from_pip() {
 		if [ "$*" = --version ]; then
 			exec python3 -c 'import moto; print("moto", moto.__version__)'
 		fi
-		exec python3 -m moto.server "$@"
+		# It looks whether a name is taken and then takes it. No other request may come in between, as on S3: a thread that
+		# waits for nothing is not interrupted.
+		exec python3 -c 'import sys; sys.setswitchinterval(60); from moto.server import main; main()' "$@"
 	EOF
 	chmod +x "$work/moto_server"
 }

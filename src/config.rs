@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::decide::Policy;
-use crate::follow::{AckMode, FollowOptions, SealOptions};
+use crate::follow::rate::UPLOADS_PER_SECOND_MAX;
+use crate::follow::snapshots::PART_BYTES_MAX;
+use crate::follow::{AckMode, FollowOptions, SealOptions, SpoolOptions};
 use crate::proto::handshake::Auth;
 use crate::restore::seeder::SeederOptions;
 use crate::server::net::{Address, Endpoint};
@@ -39,8 +41,18 @@ pub struct RunSettings {
     pub flush_bytes: String,
     /// `--buffer-bytes`
     pub buffer_bytes: String,
+    /// `--snapshot-part-bytes`
+    pub snapshot_part_bytes: String,
+    /// `--spool-dir`
+    pub spool_dir: Option<PathBuf>,
+    /// `--spool-bytes`
+    pub spool_bytes: String,
+    /// `--uploads-per-second`
+    pub uploads_per_second: Option<String>,
     /// `--shutdown-timeout`
     pub shutdown_timeout: String,
+    /// `--http`
+    pub http: Option<String>,
     /// Everything about TLS.
     pub tls: TlsSettings,
 }
@@ -79,6 +91,8 @@ pub struct RunOptions {
     pub follow: FollowOptions,
     /// How long stopping may take.
     pub shutdown_timeout: Duration,
+    /// Where metrics and health are served.
+    pub http: Option<SocketAddr>,
 }
 
 /// A setting that cannot be used.
@@ -99,6 +113,14 @@ fn bad(flag: &'static str, reason: impl fmt::Display) -> BadSetting {
 /// The least memory that works: a snapshot alone holds some blocks of 4 MiB at a time.
 const BUFFER_BYTES_MIN: u64 = 24 * 1024 * 1024;
 
+/// The smallest part of a snapshot: its blocks are larger, and get a part each.
+const SNAPSHOT_PART_BYTES_MIN: u64 = 1024 * 1024;
+/// The least room for scratch files that is of use.
+const SPOOL_BYTES_MIN: u64 = 1024 * 1024;
+
+/// How many uploads may begin per second where each costs money, sustained.
+const UPLOADS_PER_SECOND: u64 = 20;
+
 /// The longest data set name, characters.
 const NAME_CHARACTERS_MAX: usize = 200;
 
@@ -108,25 +130,7 @@ impl RunSettings {
     /// # Errors
     /// [`BadSetting`] names the flag and what to write instead.
     pub fn check(self) -> Result<RunOptions, BadSetting> {
-        let mut redis: Address = self.redis.parse().map_err(|error| bad("redis", error))?;
-        if let Some(password) = self.redis_password {
-            let user = redis
-                .credentials
-                .take()
-                .and_then(|credentials| credentials.user);
-            redis.credentials = Some(crate::server::net::Credentials { user, password });
-        }
-        if redis
-            .credentials
-            .as_ref()
-            .is_some_and(|credentials| credentials.password.is_empty())
-        {
-            return Err(bad(
-                "redis",
-                "a user without a password: write user:password@, or give --redis-password-file",
-            ));
-        }
-        encrypt(&mut redis, &self.tls)?;
+        let redis = server(&self.redis, self.redis_password, &self.tls)?;
         let name = self.name.filter(|name| !name.is_empty());
         if name
             .as_ref()
@@ -145,6 +149,19 @@ impl RunSettings {
                 "larger than --buffer-bytes: a piece must fit into the buffer",
             ));
         }
+        let snapshot_part_bytes = bytes(
+            "snapshot-part-bytes",
+            &self.snapshot_part_bytes,
+            SNAPSHOT_PART_BYTES_MIN,
+        )?;
+        if snapshot_part_bytes > PART_BYTES_MAX {
+            return Err(bad(
+                "snapshot-part-bytes",
+                "larger than 300GB: more does not fit into one object on every store",
+            ));
+        }
+        let spool = spool(self.spool_dir, &self.spool_bytes, flush_bytes)?;
+        let rate = uploads_per_second(self.uploads_per_second.as_deref(), &self.archive)?;
         let interval = duration("flush-interval", &self.flush_interval)?;
         if interval > Duration::from_secs(60) {
             return Err(bad(
@@ -153,6 +170,7 @@ impl RunSettings {
             ));
         }
         let shutdown_timeout = duration("shutdown-timeout", &self.shutdown_timeout)?;
+        let http = self.http.as_deref().map(http).transpose()?;
         let seed_tls = seed_tls(self.tls)?;
         Ok(RunOptions {
             redis,
@@ -170,16 +188,111 @@ impl RunSettings {
                     bytes_max: flush_bytes,
                 },
                 buffer_bytes,
+                snapshot_part_bytes,
+                spool,
+                uploads_per_second: rate,
                 ack: self.ack,
                 shutdown_millis: millis(shutdown_timeout),
                 tls: seed_tls,
             },
             shutdown_timeout,
+            http,
         })
     }
 }
 
-fn seeder(
+/// Looks once whether scratch files can be made there: better now than in the next outage of the store.
+fn spool(
+    dir: Option<PathBuf>,
+    bytes_text: &str,
+    flush_bytes: u64,
+) -> Result<Option<SpoolOptions>, BadSetting> {
+    let bytes_max = bytes("spool-bytes", bytes_text, SPOOL_BYTES_MIN)?;
+    let Some(dir) = dir else { return Ok(None) };
+    if flush_bytes > bytes_max / 2 {
+        return Err(bad(
+            "spool-bytes",
+            "less than twice --flush-bytes: pieces must fit into it",
+        ));
+    }
+    if let Err(error) = tempfile::tempfile_in(&dir) {
+        return Err(bad(
+            "spool-dir",
+            format!(
+                "no file can be made in {}: {error}; name a folder that is there and can be written",
+                dir.display()
+            ),
+        ));
+    }
+    Ok(Some(SpoolOptions { dir, bytes_max }))
+}
+
+/// In a bucket each upload costs money; in a folder it does not.
+fn uploads_per_second(text: Option<&str>, archive: &str) -> Result<Option<u64>, BadSetting> {
+    let Some(text) = text else {
+        let is_bucket = archive.starts_with("s3://") || archive.starts_with("gs://");
+        return Ok(is_bucket.then_some(UPLOADS_PER_SECOND));
+    };
+    if text == "none" {
+        return Ok(None);
+    }
+    match text.parse() {
+        Ok(0) => Ok(None),
+        Ok(number) if number <= UPLOADS_PER_SECOND_MAX => Ok(Some(number)),
+        _ => Err(bad(
+            "uploads-per-second",
+            format!(
+                "{text:?} is not a number up to {UPLOADS_PER_SECOND_MAX}; 0 or none is no limit"
+            ),
+        )),
+    }
+}
+
+fn http(text: &str) -> Result<SocketAddr, BadSetting> {
+    text.parse().map_err(|_| {
+        bad(
+            "http",
+            format!("{text:?} is not an address and a port like 127.0.0.1:9121"),
+        )
+    })
+}
+
+/// The server's address with everything that it takes to get in.
+///
+/// # Errors
+/// [`BadSetting`].
+pub fn server(
+    url: &str,
+    password: Option<String>,
+    tls: &TlsSettings,
+) -> Result<Address, BadSetting> {
+    let mut redis: Address = url.parse().map_err(|error| bad("redis", error))?;
+    if let Some(password) = password {
+        let user = redis
+            .credentials
+            .take()
+            .and_then(|credentials| credentials.user);
+        redis.credentials = Some(crate::server::net::Credentials { user, password });
+    }
+    if redis
+        .credentials
+        .as_ref()
+        .is_some_and(|credentials| credentials.password.is_empty())
+    {
+        return Err(bad(
+            "redis",
+            "a user without a password: write user:password@, or give --redis-password-file",
+        ));
+    }
+    encrypt(&mut redis, tls)?;
+    Ok(redis)
+}
+
+/// Where and how to play master.
+///
+/// # Errors
+/// [`BadSetting`].
+pub fn seeder(
     listen: &str,
     announce: Option<String>,
     password: Option<String>,
@@ -264,7 +377,11 @@ fn encrypt(redis: &mut Address, settings: &TlsSettings) -> Result<(), BadSetting
     tls.load().map_err(|error| bad(flag, error)).map(drop)
 }
 
-fn seed_tls(settings: TlsSettings) -> Result<Option<TlsServer>, BadSetting> {
+/// Our own certificate at the seed address, if there is one.
+///
+/// # Errors
+/// [`BadSetting`].
+pub fn seed_tls(settings: TlsSettings) -> Result<Option<TlsServer>, BadSetting> {
     let identity = identity(
         ("seed-cert-file", settings.seed_cert_file),
         ("seed-key-file", settings.seed_key_file),
@@ -339,7 +456,12 @@ mod tests {
             flush_interval: "1s".into(),
             flush_bytes: "8MiB".into(),
             buffer_bytes: "32MiB".into(),
+            snapshot_part_bytes: "300GB".into(),
+            spool_dir: None,
+            spool_bytes: "1GiB".into(),
+            uploads_per_second: None,
             shutdown_timeout: "20s".into(),
+            http: None,
             tls: TlsSettings::default(),
         }
     }
@@ -365,13 +487,37 @@ mod tests {
             settings.check().unwrap_err().to_string()
         };
         assert!(check(|s| s.redis = "localhost".into()).starts_with("--redis: "));
+        assert!(check(|s| s.snapshot_part_bytes = "301GB".into()).contains("300GB"));
+        assert!(check(|s| s.snapshot_part_bytes = "1KiB".into()).contains("1.0 MiB"));
         assert!(check(|s| s.flush_bytes = "many".into()).contains("8MiB"));
         assert!(check(|s| s.flush_bytes = "64MiB".into()).contains("--buffer-bytes"));
+        assert!(check(|s| s.spool_bytes = "1KiB".into()).contains("--spool-bytes: at least"));
+        assert!(check(|s| s.spool_dir = Some("/nowhere".into())).contains("/nowhere"));
+        assert!(check(|s| s.uploads_per_second = Some("many".into())).contains("none"));
         assert!(check(|s| s.flush_interval = "soon".into()).contains("500ms"));
         assert!(check(|s| s.seed_listen = "6390".into()).contains("127.0.0.1:6390"));
         assert!(check(|s| s.seed_listen = "0.0.0.0:6390".into()).contains("--seed-password"));
+        assert!(check(|s| s.http = Some(":9121".into())).contains("127.0.0.1:9121"));
         assert!(check(|s| s.seed_announce = Some("host".into())).contains("HOST:PORT"));
         assert!(check(|s| s.seed_password = Some(String::new())).contains("is empty"));
+    }
+
+    #[test]
+    fn uploads_are_bounded_where_they_cost_money() {
+        let rate = |archive: &str, text: Option<&str>| {
+            let settings = RunSettings {
+                archive: archive.into(),
+                uploads_per_second: text.map(str::to_owned),
+                ..settings()
+            };
+            settings.check().unwrap().follow.uploads_per_second
+        };
+        assert_eq!(rate("file:///archive", None), None);
+        assert_eq!(rate("s3://bucket/prefix", None), Some(20));
+        assert_eq!(rate("gs://bucket/prefix", None), Some(20));
+        assert_eq!(rate("s3://bucket/prefix", Some("none")), None);
+        assert_eq!(rate("s3://bucket/prefix", Some("0")), None);
+        assert_eq!(rate("file:///archive", Some("7")), Some(7));
     }
 
     #[test]

@@ -24,8 +24,13 @@ pub mod store;
 
 pub mod server;
 
+pub mod check;
+
 pub mod follow;
 pub mod restore;
+
+pub mod http;
+pub mod metrics;
 
 pub mod cli;
 pub mod config;

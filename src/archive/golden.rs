@@ -158,3 +158,50 @@ fn a_stored_snapshot_is_read_and_written_as_ever() {
         format!("{blocks}{summary:#?}\n")
     });
 }
+
+#[test]
+fn a_stored_snapshot_cut_into_parts_is_read_as_the_whole() {
+    let whole = stored("snapshot.rdb.blocks", &snapshot());
+    let blocks: Vec<Bytes> = blocks_of(&whole)
+        .into_iter()
+        .map(|(_, bytes)| bytes)
+        .collect();
+    let part = |number: usize| {
+        let Some(Object::Snapshot {
+            seq,
+            id,
+            offset,
+            at,
+        }) = Object::parse(SNAPSHOT)
+        else {
+            panic!("{SNAPSHOT}");
+        };
+        Object::SnapshotPart {
+            seq,
+            id,
+            offset,
+            at,
+            part: u32::try_from(number).unwrap() + 1,
+            last: number + 1 == blocks.len(),
+        }
+    };
+    let mut reader = SnapshotReader::new(&part(0)).unwrap();
+    let mut payload = Vec::new();
+    for (number, block) in blocks.iter().enumerate() {
+        if number > 0 {
+            reader.begin_part(part(number).name()).unwrap();
+        }
+        reader.push(block.clone());
+        while let Some(bytes) = reader.next().unwrap() {
+            payload.extend_from_slice(&bytes);
+        }
+    }
+    reader.finish().unwrap();
+    assert_eq!(payload, std::fs::read(fixture("redis-7.0.15.rdb")).unwrap());
+
+    let mut cut = SnapshotReader::new(&part(0)).unwrap();
+    cut.push(blocks[0].slice(..blocks[0].len() - 1));
+    assert!(cut.next().unwrap().is_none());
+    let error = cut.begin_part(part(1).name()).unwrap_err().to_string();
+    assert!(error.contains(part(0).name().as_str()), "{error}");
+}

@@ -32,9 +32,19 @@ const DOCUMENT_SUFFIX: &str = ".json";
 const SNAPSHOT_SUFFIX: &str = ".rdb.blocks";
 const SEGMENT_SUFFIX: &str = ".blocks";
 
+/// Between the number of a part and the suffix: it is the last one, and bears the end block.
+const LAST_PART: &str = "-end";
+
+/// The highest number that a part of a snapshot may bear.
+pub const PART_MAX: u32 = 9_999;
+
 const NUMBER_DIGITS: usize = 8;
+const PART_DIGITS: usize = 4;
 const OFFSET_DIGITS: usize = 20;
 const MILLIS_DIGITS: usize = 13;
+
+/// What is created to see whether a store creates conditionally.
+pub const PROBE: &str = ".perennial-probe";
 
 /// A name inside an archive: parts of letters, digits, `.`, `_` and `-`, joined by `/`. No part is empty or
 /// begins with a dot, so a name never leaves its folder and never hides.
@@ -80,6 +90,17 @@ impl ObjectName {
             }
         }
         Ok(Self(name.to_owned()))
+    }
+
+    /// The probe that `prepare` and `check` create and delete. It begins with a dot, so no list of an archive shows
+    /// it, and no object of an archive can have its name.
+    pub fn probe() -> Self {
+        Self(PROBE.to_owned())
+    }
+
+    /// Whether it is [`Self::probe`].
+    pub fn is_probe(&self) -> bool {
+        self.0 == PROBE
     }
 
     /// The name as stores spell it.
@@ -225,6 +246,21 @@ pub enum Object {
         /// When it was taken.
         at: UnixMillis,
     },
+    /// A part of an RDB payload that is too large for one object.
+    SnapshotPart {
+        /// The timeline's number.
+        seq: TimelineSeq,
+        /// Its replication id.
+        id: ReplicationId,
+        /// The last byte of the replication stream that the payload includes.
+        offset: Offset,
+        /// When it was taken.
+        at: UnixMillis,
+        /// Which part it is, from 1 to [`PART_MAX`].
+        part: u32,
+        /// Whether it is the last one, which bears the end block: never the first.
+        last: bool,
+    },
     /// A contiguous piece of the replication stream.
     Segment {
         /// The timeline's number.
@@ -267,6 +303,20 @@ impl Object {
                 snapshots_prefix(*seq, id),
                 offset.as_u64(),
                 at.min(&UNIX_MILLIS_MAX).0,
+            ),
+            Self::SnapshotPart {
+                seq,
+                id,
+                offset,
+                at,
+                part,
+                last,
+            } => format!(
+                "{}{:0OFFSET_DIGITS$}-{:0MILLIS_DIGITS$}-{part:0PART_DIGITS$}{}{SNAPSHOT_SUFFIX}",
+                snapshots_prefix(*seq, id),
+                offset.as_u64(),
+                at.min(&UNIX_MILLIS_MAX).0,
+                if *last { LAST_PART } else { "" },
             ),
             Self::Segment {
                 seq,
@@ -320,12 +370,30 @@ impl Object {
             });
         }
         if let Some(snapshot) = rest.strip_prefix(SNAPSHOTS) {
-            let (offset, at) = snapshot.strip_suffix(SNAPSHOT_SUFFIX)?.split_once('-')?;
-            return Some(Self::Snapshot {
+            let (offset, rest) = snapshot.strip_suffix(SNAPSHOT_SUFFIX)?.split_once('-')?;
+            let offset = Offset::new(number(offset, OFFSET_DIGITS)?);
+            let Some((at, part)) = rest.split_once('-') else {
+                let at = UnixMillis(number(rest, MILLIS_DIGITS)?);
+                return Some(Self::Snapshot {
+                    seq,
+                    id,
+                    offset,
+                    at,
+                });
+            };
+            let (part, last) = match part.strip_suffix(LAST_PART) {
+                Some(part) => (part, true),
+                None => (part, false),
+            };
+            let part = number(part, PART_DIGITS)?.try_into().ok()?;
+            let first = if last { 2 } else { 1 };
+            return (part >= first).then_some(Self::SnapshotPart {
                 seq,
                 id,
-                offset: Offset::new(number(offset, OFFSET_DIGITS)?),
+                offset,
                 at: UnixMillis(number(at, MILLIS_DIGITS)?),
+                part,
+                last,
             });
         }
         let (merged, segment) = match rest.strip_prefix(SEGMENTS) {
@@ -348,9 +416,37 @@ impl Object {
             Self::Timeline { .. } => "timeline document",
             Self::Accepted { .. } => "acceptance",
             Self::Snapshot { .. } => "snapshot",
+            Self::SnapshotPart { .. } => "part of a snapshot",
             Self::Segment { merged: false, .. } => "segment",
             Self::Segment { merged: true, .. } => "merged segment",
         }
+    }
+
+    /// The part of a snapshot that comes behind this one. `None` where there is none, or no number is left.
+    pub fn part_behind(&self, ends: bool) -> Option<Self> {
+        match *self {
+            Self::SnapshotPart {
+                seq,
+                id,
+                offset,
+                at,
+                part,
+                last: false,
+            } if part < PART_MAX => Some(Self::SnapshotPart {
+                seq,
+                id,
+                offset,
+                at,
+                part: part + 1,
+                last: ends,
+            }),
+            _ => None,
+        }
+    }
+
+    /// Whether it is a snapshot, or a part of one.
+    pub const fn is_snapshot(&self) -> bool {
+        matches!(self, Self::Snapshot { .. } | Self::SnapshotPart { .. })
     }
 
     /// The timeline's number and replication id; `None` for the archive's own document.
@@ -360,6 +456,7 @@ impl Object {
             Self::Timeline { seq, id }
             | Self::Accepted { seq, id, .. }
             | Self::Snapshot { seq, id, .. }
+            | Self::SnapshotPart { seq, id, .. }
             | Self::Segment { seq, id, .. } => Some((*seq, *id)),
         }
     }
@@ -394,6 +491,11 @@ pub const fn timelines_prefix() -> &'static str {
 /// Where every timeline of one number lies: one, unless two creators raced for it.
 pub fn timeline_number_prefix(seq: TimelineSeq) -> String {
     format!("{TIMELINES}{:0NUMBER_DIGITS$}-", seq.as_u32())
+}
+
+/// Behind which every timeline of a higher number lies, and none of this or a lower one.
+pub fn timelines_after(seq: TimelineSeq) -> String {
+    format!("{TIMELINES}{:0NUMBER_DIGITS$}", seq.next().as_u32())
 }
 
 /// Where everything of one timeline lies.
@@ -447,6 +549,17 @@ mod tests {
         }
     }
 
+    fn part(part: u32, last: bool) -> Object {
+        Object::SnapshotPart {
+            seq: TimelineSeq::new(3),
+            id: id(),
+            offset: Offset::new(42),
+            at: UnixMillis(1_700_000_000_000),
+            part,
+            last,
+        }
+    }
+
     #[test]
     fn names_are_spelled_as_documented() {
         let seq = TimelineSeq::new(3);
@@ -486,6 +599,18 @@ mod tests {
                 ),
             ),
             (
+                part(7, false),
+                format!(
+                    "timelines/00000003-{ID}/snapshots/00000000000000000042-1700000000000-0007.rdb.blocks"
+                ),
+            ),
+            (
+                part(8, true),
+                format!(
+                    "timelines/00000003-{ID}/snapshots/00000000000000000042-1700000000000-0008-end.rdb.blocks"
+                ),
+            ),
+            (
                 segment(1, 99, 1_700_000_000_000, 1_700_000_000_999),
                 format!(
                     "timelines/00000003-{ID}/segments/00000000000000000001-00000000000000000099-1700000000000-1700000000999.blocks"
@@ -517,6 +642,11 @@ mod tests {
             format!("timelines/+0000003-{ID}/timeline.json"),
             format!("timelines/00000003-{}/timeline.json", ID.to_uppercase()),
             format!("{timeline}/snapshots/42-1700000000000.rdb.blocks"),
+            part(0, false).name().to_string(),
+            part(1, true).name().to_string(),
+            part(10_000, false).name().to_string(),
+            part(2, false).name().to_string().replace("-0002", "-2"),
+            part(2, true).name().to_string().replace("-end", "-end-end"),
             format!(
                 "{timeline}/segments/00000000000000000009-00000000000000000001-1700000000000-1700000000999.blocks"
             ),
@@ -576,6 +706,14 @@ mod tests {
         assert!(!name.as_str().starts_with(&merged_prefix(seq, &id())));
         assert!(!name.as_str().starts_with(&snapshots_prefix(seq, &id())));
         assert!(!name.as_str().starts_with(&accepted_prefix(seq, &id())));
+    }
+
+    #[test]
+    fn later_timelines_lie_behind_earlier_ones() {
+        let after = timelines_after(TimelineSeq::new(3));
+        let name = |seq| timeline_prefix(TimelineSeq::new(seq), &id());
+        assert!(name(2) < after && name(3) < after);
+        assert!(name(4) > after && name(40) > after);
     }
 
     #[test]
@@ -641,6 +779,20 @@ mod tests {
                     at,
                 }
             }),
+            (
+                (any_seq(), any_id(), any::<u64>(), any_at()),
+                (2..=PART_MAX, any::<bool>())
+            )
+                .prop_map(|((seq, id, offset, at), (part, last))| {
+                    Object::SnapshotPart {
+                        seq,
+                        id,
+                        offset: Offset::new(offset),
+                        at,
+                        part,
+                        last,
+                    }
+                }),
             (any_seq(), any_id(), any_span(), any::<bool>()).prop_map(|(seq, id, span, merged)| {
                 Object::Segment {
                     seq,

@@ -149,11 +149,12 @@ impl Plan {
 
     /// Objects to read.
     pub fn objects(&self) -> usize {
-        1 + self
-            .legs
-            .iter()
-            .map(|leg| leg.segments.len())
-            .sum::<usize>()
+        self.snapshot.parts.len() + 1 + self.segments()
+    }
+
+    /// Segments to read.
+    pub fn segments(&self) -> usize {
+        self.legs.iter().map(|leg| leg.segments.len()).sum()
     }
 
     /// What `--dry-run --json` prints.
@@ -164,7 +165,7 @@ impl Plan {
             replication_id: self.id.to_string(),
             until_ms: self.until.0,
             snapshot: self.snapshot.name.to_string(),
-            segments: self.objects() - 1,
+            segments: self.segments(),
             timelines: self.legs.iter().map(|leg| leg.timeline.as_u32()).collect(),
             stored_bytes: self.stored_bytes(),
             stream_bytes: self.stream_bytes(),
@@ -183,7 +184,7 @@ pub struct PlanSummary {
     pub replication_id: String,
     /// Time of the last byte, Unix milliseconds.
     pub until_ms: u64,
-    /// Object name of the snapshot.
+    /// Object name of the snapshot, or of its last part.
     pub snapshot: String,
     /// Number of segments to read.
     pub segments: usize,

@@ -177,7 +177,7 @@ impl SnapshotBuilder {
         }
     }
 
-    /// Its name on a timeline.
+    /// Its name on a timeline, as one object.
     pub fn name(&self, timeline: TimelineSeq, id: ReplicationId) -> ObjectName {
         Object::Snapshot {
             seq: timeline,
@@ -186,6 +186,18 @@ impl SnapshotBuilder {
             at: self.at,
         }
         .name()
+    }
+
+    /// Its first part on a timeline, where it may be too large for one object.
+    pub const fn first_part(&self, timeline: TimelineSeq, id: ReplicationId) -> Object {
+        Object::SnapshotPart {
+            seq: timeline,
+            id,
+            offset: self.offset,
+            at: self.at,
+            part: 1,
+            last: false,
+        }
     }
 
     /// Appends the payload's next bytes. Compresses nothing, copies only small pieces.

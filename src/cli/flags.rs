@@ -38,6 +38,8 @@ pub struct Cli {
 pub enum Command {
     /// Follow a master into the archive, and seed it when it comes up empty
     Run(Box<RunArguments>),
+    /// Look at server, settings and archive before they are needed, and say what to change
+    Check(Box<CheckArguments>),
     /// Restore the archive to files that a server can start from
     Restore(RestoreArguments),
     /// Tell how an archive stands: what can be restored, what is wrong
@@ -46,6 +48,10 @@ pub enum Command {
     Ls(ArchiveArguments),
     /// Make a suspect timeline the head, so that seeds use it
     Accept(AcceptArguments),
+    /// Print completions for a shell
+    Completions(CompletionsArguments),
+    /// Print the manual page, as roff
+    Man(ManArguments),
 }
 
 /// The archive of a command that reads one.
@@ -145,6 +151,50 @@ pub struct RestoreArguments {
     pub if_archive_exists: bool,
 }
 
+/// `perennial completions`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+For bash:  perennial completions bash > /etc/bash_completion.d/perennial
+For zsh:   perennial completions zsh > /usr/share/zsh/site-functions/_perennial
+For fish:  perennial completions fish > ~/.config/fish/completions/perennial.fish")]
+pub struct CompletionsArguments {
+    /// Which shell
+    #[arg(value_enum)]
+    pub shell: Shell,
+}
+
+/// The shells that there are completions for.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Shell {
+    /// bash
+    Bash,
+    /// zsh
+    Zsh,
+    /// fish
+    Fish,
+}
+
+/// `perennial man`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+To install:  perennial man > /usr/local/share/man/man1/perennial.1
+             perennial man run > /usr/local/share/man/man1/perennial-run.1
+To read:     perennial man run | man -l -")]
+pub struct ManArguments {
+    /// The page of this command; of the whole program if left out
+    #[arg(value_name = "COMMAND")]
+    pub command: Option<String>,
+}
+
+/// `--log-format`
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormat {
+    /// One line for people
+    Text,
+    /// One line of JSON
+    Json,
+}
+
 /// `--seed`
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum SeedFlag {
@@ -194,7 +244,149 @@ pub struct RunArguments {
     )]
     pub redis: String,
 
-    /// A file with the server's password, instead of one in --redis
+    /// How to reach the server.
+    #[command(flatten)]
+    pub server: ServerArguments,
+
+    /// Where the archive lies: file:///absolute/directory, s3://bucket/prefix?region=… or gs://bucket/prefix
+    #[arg(
+        long,
+        env = "PERENNIAL_ARCHIVE",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub archive: String,
+
+    /// The data set's name: an archive of another name is refused
+    #[arg(
+        long,
+        env = "PERENNIAL_NAME",
+        hide_env_values = true,
+        value_name = "NAME"
+    )]
+    pub name: Option<String>,
+
+    /// Which servers may be filled from the archive
+    #[arg(long, env = "PERENNIAL_SEED", hide_env_values = true, value_enum, default_value_t = SeedFlag::Auto)]
+    pub seed: SeedFlag,
+
+    /// Where to play master.
+    #[command(flatten)]
+    pub seeding: SeedArguments,
+
+    /// What is acknowledged to the master
+    #[arg(long, env = "PERENNIAL_ACK", hide_env_values = true, value_enum, default_value_t = AckFlag::Durable)]
+    pub ack: AckFlag,
+
+    /// The longest that a write waits in memory before its upload begins
+    #[arg(
+        long,
+        env = "PERENNIAL_FLUSH_INTERVAL",
+        hide_env_values = true,
+        value_name = "TIME",
+        default_value = "1s"
+    )]
+    pub flush_interval: String,
+
+    /// Upload earlier when this much has gathered
+    #[arg(
+        long,
+        env = "PERENNIAL_FLUSH_BYTES",
+        hide_env_values = true,
+        value_name = "SIZE",
+        default_value = "8MiB"
+    )]
+    pub flush_bytes: String,
+
+    /// Memory for everything on its way to the archive
+    #[arg(
+        long,
+        env = "PERENNIAL_BUFFER_BYTES",
+        hide_env_values = true,
+        value_name = "SIZE",
+        default_value = "32MiB"
+    )]
+    pub buffer_bytes: String,
+
+    /// A folder for scratch files: what waits for the archive beyond --buffer-bytes goes there. Without it there are
+    /// none, and the link is closed when memory is full
+    #[arg(
+        long,
+        env = "PERENNIAL_SPOOL_DIR",
+        hide_env_values = true,
+        value_name = "DIR"
+    )]
+    pub spool_dir: Option<PathBuf>,
+
+    /// With --spool-dir, the most that scratch files may take
+    #[arg(
+        long,
+        env = "PERENNIAL_SPOOL_BYTES",
+        hide_env_values = true,
+        value_name = "SIZE",
+        default_value = "1GiB"
+    )]
+    pub spool_bytes: String,
+
+    /// How many segments may be uploaded per second, sustained; five times as many at once. 0 or none is no
+    /// limit. 20 if left out where the archive is a bucket, no limit where it is a folder
+    #[arg(
+        long,
+        env = "PERENNIAL_UPLOADS_PER_SECOND",
+        hide_env_values = true,
+        value_name = "N"
+    )]
+    pub uploads_per_second: Option<String>,
+
+    /// Store a snapshot larger than this in several objects
+    #[arg(
+        long,
+        env = "PERENNIAL_SNAPSHOT_PART_BYTES",
+        hide = true,
+        value_name = "SIZE",
+        default_value = "300GB"
+    )]
+    pub snapshot_part_bytes: String,
+
+    /// How long stopping may take, the last uploads included
+    #[arg(
+        long,
+        env = "PERENNIAL_SHUTDOWN_TIMEOUT",
+        hide_env_values = true,
+        value_name = "TIME",
+        default_value = "20s"
+    )]
+    pub shutdown_timeout: String,
+
+    /// Serve /metrics, /readyz and /healthz on this address, 127.0.0.1:9121 for example; not at all if left
+    /// out
+    #[arg(
+        long,
+        env = "PERENNIAL_HTTP",
+        hide_env_values = true,
+        value_name = "ADDR"
+    )]
+    pub http: Option<String>,
+
+    /// How each line of the log is written
+    #[arg(long, env = "PERENNIAL_LOG_FORMAT", hide_env_values = true, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+
+    /// A TOML file of these flags without their --; a flag or a variable goes before the file
+    #[arg(
+        long,
+        env = "PERENNIAL_CONFIG",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub config: Option<PathBuf>,
+}
+
+/// How to reach a server, besides its address.
+#[derive(Debug, Args)]
+pub struct ServerArguments {
+    /// A file with the server's password, instead of one in --redis; or the password itself in
+    /// PERENNIAL_REDIS_PASSWORD
     #[arg(
         long,
         env = "PERENNIAL_REDIS_PASSWORD_FILE",
@@ -239,29 +431,11 @@ pub struct RunArguments {
         value_name = "NAME"
     )]
     pub redis_server_name: Option<String>,
+}
 
-    /// Where the archive lies: file:///absolute/directory, s3://bucket/prefix?region=… or gs://bucket/prefix
-    #[arg(
-        long,
-        env = "PERENNIAL_ARCHIVE",
-        hide_env_values = true,
-        value_name = "URL"
-    )]
-    pub archive: String,
-
-    /// The data set's name: an archive of another name is refused
-    #[arg(
-        long,
-        env = "PERENNIAL_NAME",
-        hide_env_values = true,
-        value_name = "NAME"
-    )]
-    pub name: Option<String>,
-
-    /// Which servers may be filled from the archive
-    #[arg(long, env = "PERENNIAL_SEED", hide_env_values = true, value_enum, default_value_t = SeedFlag::Auto)]
-    pub seed: SeedFlag,
-
+/// Where to play master for a seed.
+#[derive(Debug, Args)]
+pub struct SeedArguments {
     /// Where to play master for a seed; port 0 takes one that follows from the archive. Give a fixed port to a server that is born a
     /// replica of it
     #[arg(
@@ -282,7 +456,8 @@ pub struct RunArguments {
     )]
     pub seed_announce: Option<String>,
 
-    /// A file with the password that a server must send as masterauth; needed off loopback
+    /// A file with the password that a server must send as masterauth; needed off loopback. Or the password
+    /// itself in PERENNIAL_SEED_PASSWORD
     #[arg(
         long,
         env = "PERENNIAL_SEED_PASSWORD_FILE",
@@ -317,50 +492,55 @@ pub struct RunArguments {
         value_name = "FILE"
     )]
     pub seed_client_ca_file: Option<PathBuf>,
+}
 
-    /// What is acknowledged to the master
-    #[arg(long, env = "PERENNIAL_ACK", hide_env_values = true, value_enum, default_value_t = AckFlag::Durable)]
-    pub ack: AckFlag,
+/// `perennial check`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Give it the flags of `perennial run`. It writes nothing into the server, and into the archive only a probe, a small \
+object that it deletes again. Each line is a finding: ok, warn, bad or unknown, what was looked at, and, behind an \
+arrow, what to change. Without --redis only the archive is looked at, without --archive only the server.
 
-    /// The longest that a write waits in memory before its upload begins
+Exit codes: 0 nothing is bad, 1 something is, 2 wrong usage.")]
+pub struct CheckArguments {
+    /// The server: redis://[user:password@]host:port, rediss://... for TLS, or unix:///path
     #[arg(
         long,
-        env = "PERENNIAL_FLUSH_INTERVAL",
+        env = "PERENNIAL_REDIS",
         hide_env_values = true,
-        value_name = "TIME",
-        default_value = "1s"
+        value_name = "URL"
     )]
-    pub flush_interval: String,
+    pub redis: Option<String>,
 
-    /// Upload earlier when this much has gathered
+    /// How to reach the server.
+    #[command(flatten)]
+    pub server: ServerArguments,
+
+    /// Where the archive lies: file:///absolute/directory, s3://bucket/prefix?region=… or gs://bucket/prefix
     #[arg(
         long,
-        env = "PERENNIAL_FLUSH_BYTES",
+        env = "PERENNIAL_ARCHIVE",
         hide_env_values = true,
-        value_name = "SIZE",
-        default_value = "8MiB"
+        value_name = "URL"
     )]
-    pub flush_bytes: String,
+    pub archive: Option<String>,
 
-    /// Memory for everything on its way to the archive
+    /// The data set's name, compared with the archive's
     #[arg(
         long,
-        env = "PERENNIAL_BUFFER_BYTES",
+        env = "PERENNIAL_NAME",
         hide_env_values = true,
-        value_name = "SIZE",
-        default_value = "32MiB"
+        value_name = "NAME"
     )]
-    pub buffer_bytes: String,
+    pub name: Option<String>,
 
-    /// How long stopping may take, the last uploads included
-    #[arg(
-        long,
-        env = "PERENNIAL_SHUTDOWN_TIMEOUT",
-        hide_env_values = true,
-        value_name = "TIME",
-        default_value = "20s"
-    )]
-    pub shutdown_timeout: String,
+    /// Where to play master.
+    #[command(flatten)]
+    pub seeding: SeedArguments,
+
+    /// Print JSON with stable field names
+    #[arg(long, env = "PERENNIAL_JSON", hide_env_values = true)]
+    pub json: bool,
 }
 
 impl RunArguments {
@@ -371,7 +551,7 @@ impl RunArguments {
     pub fn settings(self) -> Result<RunSettings, Exit> {
         Ok(RunSettings {
             redis: self.redis,
-            redis_password: secret("redis-password-file", self.redis_password_file)?,
+            redis_password: self.server.password()?,
             archive: self.archive,
             name: self.name,
             seed: match self.seed {
@@ -380,9 +560,7 @@ impl RunArguments {
                 SeedFlag::Never => Policy::Never,
                 SeedFlag::StartOver => Policy::StartOver,
             },
-            seed_listen: self.seed_listen,
-            seed_announce: self.seed_announce,
-            seed_password: secret("seed-password-file", self.seed_password_file)?,
+            seed_password: self.seeding.password()?,
             ack: match self.ack {
                 AckFlag::Durable => AckMode::Durable,
                 AckFlag::Received => AckMode::Received,
@@ -390,25 +568,66 @@ impl RunArguments {
             flush_interval: self.flush_interval,
             flush_bytes: self.flush_bytes,
             buffer_bytes: self.buffer_bytes,
+            snapshot_part_bytes: self.snapshot_part_bytes,
+            spool_dir: self.spool_dir,
+            spool_bytes: self.spool_bytes,
+            uploads_per_second: self.uploads_per_second,
             shutdown_timeout: self.shutdown_timeout,
-            tls: TlsSettings {
-                redis_ca_file: self.redis_ca_file,
-                redis_cert_file: self.redis_cert_file,
-                redis_key_file: self.redis_key_file,
-                redis_server_name: self.redis_server_name,
-                seed_cert_file: self.seed_cert_file,
-                seed_key_file: self.seed_key_file,
-                seed_client_ca_file: self.seed_client_ca_file,
-            },
+            http: self.http,
+            tls: tls(&self.server, &self.seeding),
+            seed_listen: self.seeding.seed_listen,
+            seed_announce: self.seeding.seed_announce,
         })
     }
 }
 
-fn secret(flag: &str, path: Option<PathBuf>) -> Result<Option<String>, Exit> {
-    let Some(path) = path else { return Ok(None) };
-    let text = std::fs::read_to_string(&path).map_err(|error| Exit {
-        message: format!("--{flag}: read {}: {error}", path.display()),
-        code: 2,
-    })?;
+impl ServerArguments {
+    /// The password, read from its file.
+    ///
+    /// # Errors
+    /// Where the file cannot be read: a usage error.
+    pub fn password(&self) -> Result<Option<String>, Exit> {
+        secret("redis-password", self.redis_password_file.clone())
+    }
+}
+
+impl SeedArguments {
+    /// The password, read from its file.
+    ///
+    /// # Errors
+    /// Where the file cannot be read: a usage error.
+    pub fn password(&self) -> Result<Option<String>, Exit> {
+        secret("seed-password", self.seed_password_file.clone())
+    }
+}
+
+/// Everything about TLS, as typed.
+pub fn tls(server: &ServerArguments, seeding: &SeedArguments) -> TlsSettings {
+    TlsSettings {
+        redis_ca_file: server.redis_ca_file.clone(),
+        redis_cert_file: server.redis_cert_file.clone(),
+        redis_key_file: server.redis_key_file.clone(),
+        redis_server_name: server.redis_server_name.clone(),
+        seed_cert_file: seeding.seed_cert_file.clone(),
+        seed_key_file: seeding.seed_key_file.clone(),
+        seed_client_ca_file: seeding.seed_client_ca_file.clone(),
+    }
+}
+
+/// A secret: from the file that was named, or from the variable of its own, never from a flag that others can see.
+fn secret(name: &str, path: Option<PathBuf>) -> Result<Option<String>, Exit> {
+    let usage = |message: String| Exit { message, code: 2 };
+    let variable = format!("PERENNIAL_{}", name.replace('-', "_").to_uppercase());
+    let given = std::env::var(&variable)
+        .ok()
+        .filter(|value| !value.is_empty());
+    let Some(path) = path else { return Ok(given) };
+    if given.is_some() {
+        return Err(usage(format!(
+            "--{name}-file: {variable} is set as well: give one of them"
+        )));
+    }
+    let text = std::fs::read_to_string(&path)
+        .map_err(|error| usage(format!("--{name}-file: read {}: {error}", path.display())))?;
     Ok(Some(text.trim_end_matches(['\n', '\r']).to_owned()))
 }

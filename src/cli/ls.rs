@@ -24,6 +24,7 @@ pub async fn run(arguments: &ArchiveArguments) -> anyhow::Result<()> {
                     json!({
                         "kind": "snapshot", "timeline": seq, "name": snapshot.name.as_str(),
                         "offset": snapshot.offset.as_u64(), "at": snapshot.at.0, "bytes": snapshot.bytes,
+                        "parts": snapshot.parts.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
                     })
                 });
                 let segments = timeline.segments.iter().map(move |segment| {

@@ -1,22 +1,30 @@
 //! The command line: flags and their help, one file a subcommand. Nothing here decides about data.
 
 pub mod accept;
+pub mod check;
+pub mod file;
 pub mod flags;
+mod heap;
 pub mod ls;
+pub mod observe;
+mod pace;
+mod progress;
 pub mod restore;
 pub mod run;
+pub mod shown;
 pub mod status;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::clock::{Clock, SystemClock};
-use flags::{Cli, Command};
+use file::FromFile;
+use flags::{Cli, Command, LogFormat};
 
 /// There is nothing to restore.
 pub const EXIT_NOTHING: u8 = 3;
@@ -33,8 +41,19 @@ pub struct Exit {
 
 /// Runs the command line given to this process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    if let Err(error) = start_logging() {
+    heap::give_back_what_is_freed();
+    let (cli, from_file) = match file::with_file(&Cli::command(), std::env::args_os().collect()) {
+        Ok((arguments, from_file)) => (Cli::parse_from(arguments), from_file),
+        Err(error) => {
+            complain(&error.into());
+            return ExitCode::from(2);
+        }
+    };
+    let format = match &cli.command {
+        Command::Run(arguments) => arguments.log_format,
+        _ => LogFormat::Text,
+    };
+    if let Err(error) = start_logging(format) {
         complain(&error);
         return ExitCode::from(2);
     }
@@ -49,7 +68,7 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let outcome = runtime.block_on(dispatch(cli.command));
+    let outcome = runtime.block_on(dispatch(cli.command, &from_file));
     // Uploads that were given up on must not keep the process.
     runtime.shutdown_background();
     match outcome {
@@ -63,22 +82,29 @@ pub fn main() -> ExitCode {
     }
 }
 
-async fn dispatch(command: Command) -> anyhow::Result<()> {
+async fn dispatch(command: Command, from_file: &FromFile) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     match command {
         Command::Run(arguments) => {
-            let settings = arguments.settings()?;
-            let store = open_store(&settings.archive)?;
-            let options = settings.check().map_err(|error| Exit {
-                message: error.to_string(),
+            let usage = |complaint: String| Exit {
+                message: from_file.about(&complaint),
                 code: 2,
-            })?;
+            };
+            let settings = arguments.settings().map_err(|error| usage(error.message))?;
+            let store = open_store(&settings.archive).map_err(|error| usage(error.to_string()))?;
+            let options = settings.check().map_err(|error| usage(error.to_string()))?;
             run::run(options, store, clock, stop_on_signals()?).await
         }
-        Command::Restore(arguments) => restore::run(arguments).await,
+        Command::Check(arguments) => check::run(*arguments, clock).await,
+        Command::Restore(arguments) => restore::run(arguments, clock).await,
         Command::Status(arguments) => status::run(&arguments, &*clock).await,
         Command::Ls(arguments) => ls::run(&arguments).await,
         Command::Accept(arguments) => accept::run(&arguments, &*clock).await,
+        Command::Completions(arguments) => {
+            shown::completions(&arguments);
+            Ok(())
+        }
+        Command::Man(arguments) => shown::man(&arguments),
     }
 }
 
@@ -102,7 +128,7 @@ fn say(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
-fn start_logging() -> anyhow::Result<()> {
+fn start_logging(format: LogFormat) -> anyhow::Result<()> {
     let wanted = std::env::var("PERENNIAL_LOG").unwrap_or_default();
     // A word that is no level would be taken for a module's name, and everything else be silent.
     let levels = ["", "off", "error", "warn", "info", "debug", "trace"];
@@ -119,12 +145,17 @@ fn start_logging() -> anyhow::Result<()> {
     };
     let filter = tracing_subscriber::EnvFilter::try_new(directives)
         .map_err(|error| anyhow::anyhow!("PERENNIAL_LOG: {error}"))?;
-    tracing_subscriber::fmt()
+    // https://no-color.org
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+        .with_ansi(std::io::stderr().is_terminal() && !plain)
+        .with_target(false);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
     Ok(())
 }
 

@@ -1,16 +1,18 @@
 //! `perennial restore`: a moment of the archive to files.
 
-use std::io::{IsTerminal, Write};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use anyhow::bail;
 use serde_json::json;
 
 use super::flags::RestoreArguments;
+use super::progress::Progress;
 use super::{EXIT_NOTHING, Exit, open_store, say};
 use crate::archive::plan::{Plan, PlanError, Target, plan};
+use crate::clock::Clock;
 use crate::position::{Offset, Position, TimelineSeq};
-use crate::restore::to_dir;
+use crate::restore::{source, to_dir};
 use crate::shell::quoted;
 use crate::store::catalog::{self, CatalogError, Loaded};
 use crate::store::{Store, StoreErrorKind};
@@ -19,7 +21,7 @@ use crate::store::{Store, StoreErrorKind};
 ///
 /// # Errors
 /// What failed, on what; exit code 3 where there is nothing to restore.
-pub async fn run(arguments: RestoreArguments) -> anyhow::Result<()> {
+pub async fn run(arguments: RestoreArguments, clock: Arc<dyn Clock>) -> anyhow::Result<()> {
     let at: When = arguments
         .at
         .parse()
@@ -47,7 +49,10 @@ pub async fn run(arguments: RestoreArguments) -> anyhow::Result<()> {
     }
     let archive = loaded.catalog.archive().map(|document| document.archive);
     let archive = archive.ok_or_else(|| anyhow::anyhow!("archive.json is missing"))?;
-    let mut progress = Progress::new();
+    // Where the end cannot be read the restore itself says so, in its place.
+    let payload_bytes = source::payload_bytes(&*store, &planned).await.ok();
+    let total = payload_bytes.map(|bytes| bytes + planned.stream_bytes());
+    let mut progress = Progress::new(clock, total);
     let restored = to_dir::restore(
         store,
         archive,
@@ -130,8 +135,14 @@ fn say_restored(planned: &Plan, restored: &to_dir::Restored, json: bool) {
 fn is_missing(error: &CatalogError) -> bool {
     match error {
         CatalogError::Missing { .. } => true,
-        CatalogError::Store(error) => error.kind == StoreErrorKind::NotFound,
-        CatalogError::Document { .. } | CatalogError::WrongName { .. } => false,
+        // `run` makes a folder at its first start, but no bucket: a missing one is a wrong address, and whoever starts
+        // a server after `--if-archive-exists` must not take it for a first start.
+        CatalogError::Store(error) => {
+            error.kind == StoreErrorKind::NotFound && error.address.starts_with("file://")
+        }
+        CatalogError::Document { .. }
+        | CatalogError::Beheaded { .. }
+        | CatalogError::WrongName { .. } => false,
     }
 }
 
@@ -250,44 +261,6 @@ fn print_plan(plan: &Plan, json: bool) {
         );
     }
     say(&text);
-}
-
-/// Bytes so far, on a terminal only.
-struct Progress {
-    bytes: u64,
-    shown: u64,
-    terminal: bool,
-}
-
-/// How many bytes between two lines of progress.
-const PROGRESS_BYTES: u64 = 16 * 1024 * 1024;
-
-impl Progress {
-    fn new() -> Self {
-        Self {
-            bytes: 0,
-            shown: 0,
-            terminal: std::io::stderr().is_terminal(),
-        }
-    }
-
-    fn add(&mut self, bytes: u64) {
-        self.bytes += bytes;
-        if self.terminal && self.bytes - self.shown >= PROGRESS_BYTES {
-            self.shown = self.bytes;
-            let _ = write!(
-                std::io::stderr(),
-                "\rrestoring: {}   ",
-                bytesize::ByteSize(self.bytes)
-            );
-        }
-    }
-
-    fn end(&self) {
-        if self.terminal && self.shown > 0 {
-            let _ = writeln!(std::io::stderr());
-        }
-    }
 }
 
 #[cfg(test)]

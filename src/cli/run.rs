@@ -1,19 +1,26 @@
 //! `perennial run`: where follow and restore meet. Looks, asks `decide`, does what it says, and begins again
 //! whenever something ends.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use super::observe::Observed;
+use super::pace::{Pace, Said};
+use super::progress::Progress;
 use crate::archive::layout::ArchiveDocument;
 use crate::archive::plan::{Target, continuation, plan};
+use crate::archive::timeline::Catalog;
 use crate::clock::Clock;
 use crate::config::RunOptions;
-use crate::decide::{Action, Look, Policy, Refusal, Server, before_sync, look};
+use crate::decide::{Action, Follow, Look, Policy, Refusal, Role, Server, before_sync, look};
 use crate::follow::{FollowEnd, Follower, backoff, jittered};
+use crate::http;
 use crate::position::Ticks;
 use crate::restore::mapped::PrepareError;
 use crate::restore::seeder::{Seeder, SeederOptions};
@@ -21,17 +28,13 @@ use crate::restore::to_replica::{Approach, Seed, SeedError};
 use crate::server::control::Control;
 use crate::server::info::Info;
 use crate::store::Store;
-use crate::store::catalog::{self, CatalogError, Loaded};
+use crate::store::catalog::{self, CatalogError, Kept, Listing, Loaded};
+use crate::store::measured::{MeasuredStore, Observer};
 
-/// The first wait before looking again.
-const LOOK_FIRST: Duration = Duration::from_millis(50);
-/// The longest wait before looking again at a server that cannot be reached: an empty one should not be left
-/// alone for long.
-const LOOK_MAX: Duration = Duration::from_secs(2);
-/// The longest wait after something that a person must change.
-const SLOW_MAX: Duration = Duration::from_secs(30);
 /// A link that held this long begins the waits anew, milliseconds.
 const FRESH_MILLIS: u64 = 10_000;
+/// How long the archive is not read again while a server that cannot be followed stays as it is, milliseconds.
+const RECENT_MILLIS: u64 = 30_000;
 /// The first wait after a failed seed.
 const SEED_RETRY_FIRST: Duration = Duration::from_secs(1);
 /// The longest wait after a failed seed: each one costs the server a full load.
@@ -53,6 +56,16 @@ pub async fn run(
     clock: Arc<dyn Clock>,
     mut stop: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
+    let observed = Arc::new(Observed::new(Arc::clone(&clock))?);
+    let store: Arc<dyn Store> = Arc::new(MeasuredStore::new(
+        store,
+        Arc::clone(&observed) as Arc<dyn Observer>,
+        Arc::clone(&clock),
+    ));
+    let _pages = match options.http {
+        Some(address) => Some(serve_pages(address, &observed).await?),
+        None => None,
+    };
     // A port that was given is listened on from the start: a server that was born a replica of it is told to
     // wait, whatever the store does.
     let given = options.seeder.listen.port() != 0;
@@ -65,7 +78,8 @@ pub async fn run(
         redis = %options.redis, archive = %store.address(), seed_listen = %options.seeder.listen,
         "perennial {}", env!("CARGO_PKG_VERSION")
     );
-    let Some(archive) = open_archive(&options, &*store, &*clock, &mut stop).await? else {
+    let Some(archive) = open_archive(&options, &*store, &*clock, &observed, &mut stop).await?
+    else {
         tracing::info!("stopped before the archive could be opened: nothing was followed");
         return Ok(());
     };
@@ -80,6 +94,7 @@ pub async fn run(
         options.follow.clone(),
         Arc::clone(&clock),
     );
+    observed.follows(follower.report());
     let shutdown_timeout = options.shutdown_timeout;
     let mut runner = Runner {
         options,
@@ -88,8 +103,11 @@ pub async fn run(
         archive,
         seeder,
         follower,
+        observed,
         seeds_failed: 0,
         damaged: Default::default(),
+        kept: Kept::default(),
+        recent: None,
     };
     let mut overdue = std::pin::pin!(overdue(stop.clone(), shutdown_timeout));
     let mut pace = Pace::default();
@@ -106,7 +124,10 @@ pub async fn run(
                 pace = Pace::default();
                 continue;
             }
-            Round::Later(said) => pace.next(&said),
+            Round::Later(said) => {
+                runner.observed.because(said.reason());
+                pace.next(&said)
+            }
             Round::AfterSeed(error) => {
                 tracing::error!(
                     attempt = runner.seeds_failed,
@@ -125,6 +146,28 @@ pub async fn run(
         }
     }
     runner.finish(overdue).await
+}
+
+/// The pages of `--http`, until this is dropped.
+struct ServedPages(tokio::task::JoinHandle<()>);
+
+impl Drop for ServedPages {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn serve_pages(address: SocketAddr, observed: &Arc<Observed>) -> anyhow::Result<ServedPages> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listen on --http {address}"))?;
+    // Port 0 took one that was free.
+    let address = listener.local_addr().unwrap_or(address);
+    tracing::info!("metrics and health at http://{address}/metrics, /readyz, /healthz");
+    let observed = Arc::clone(observed);
+    Ok(ServedPages(tokio::spawn(async move {
+        let _ = http::serve(listener, observed).await;
+    })))
 }
 
 /// Ends when stopping should have come to an end by itself.
@@ -168,6 +211,7 @@ async fn open_archive(
     options: &RunOptions,
     store: &dyn Store,
     clock: &dyn Clock,
+    observed: &Observed,
     stop: &mut watch::Receiver<bool>,
 ) -> anyhow::Result<Option<ArchiveDocument>> {
     let mut pace = Pace::default();
@@ -186,6 +230,7 @@ async fn open_archive(
         if !matches!(error, CatalogError::Store(_)) {
             return Err(error.into());
         }
+        observed.not_ready(format!("the archive cannot be opened: {error}"));
         let wait = pace.next(&Said::slow(format!("not ready: {error}")));
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
@@ -219,64 +264,8 @@ struct Decided {
     loaded: Loaded,
     server: Server,
     control: Control,
-}
-
-/// What is said before waiting.
-struct Said {
-    text: String,
-    /// Somebody must change something; looked at again all the same, slowly.
-    slow: bool,
-    /// It worked for a while: the waits begin anew.
-    fresh: bool,
-}
-
-impl Said {
-    fn new(text: String) -> Self {
-        Self {
-            text,
-            slow: false,
-            fresh: false,
-        }
-    }
-
-    fn slow(text: String) -> Self {
-        Self {
-            text,
-            slow: true,
-            fresh: false,
-        }
-    }
-}
-
-/// Waits that grow, and each thing said once until it changes or long after.
-#[derive(Default)]
-struct Pace {
-    attempts: u32,
-    same: u32,
-    last: String,
-}
-
-impl Pace {
-    fn next(&mut self, said: &Said) -> Duration {
-        if said.fresh {
-            *self = Self::default();
-        }
-        self.attempts += 1;
-        self.same = if said.text == self.last {
-            self.same + 1
-        } else {
-            1
-        };
-        if self.same.is_power_of_two() {
-            tracing::warn!(attempt = self.same, "{}; trying again", said.text);
-        }
-        self.last.clone_from(&said.text);
-        jittered(backoff(
-            LOOK_FIRST,
-            if said.slow { SLOW_MAX } else { LOOK_MAX },
-            self.attempts,
-        ))
-    }
+    /// When the archive was read for it.
+    read_at: Ticks,
 }
 
 struct Runner {
@@ -286,9 +275,39 @@ struct Runner {
     archive: ArchiveDocument,
     seeder: Seeder,
     follower: Follower,
+    observed: Arc<Observed>,
     seeds_failed: u32,
     /// What is damaged in the archive, and how many looks in a row have found just this.
     damaged: (Vec<String>, u32),
+    /// What was listed of the archive.
+    kept: Kept,
+    /// What was decided of a server that cannot be followed at the moment.
+    recent: Option<Recent>,
+}
+
+/// A decision that came to nothing because of the server, from an archive that was not written since. While the
+/// server stays as it was, it is looked at again without reading the archive.
+struct Recent {
+    at: Ticks,
+    action: Action,
+    loaded: Loaded,
+    server: Server,
+}
+
+impl Recent {
+    fn holds_for(&self, server: &Server, now: Ticks) -> bool {
+        let offset_counts = server.role == Role::ReplicaOfUs;
+        let before = Server {
+            uptime_millis: server.uptime_millis,
+            offset: if offset_counts {
+                self.server.offset
+            } else {
+                server.offset
+            },
+            ..self.server.clone()
+        };
+        before == *server && now.since(self.at) < RECENT_MILLIS
+    }
 }
 
 impl Runner {
@@ -301,8 +320,12 @@ impl Runner {
             _ = stopped.wait_for(|stop| *stop) => return Ok(Round::Again),
         };
         match looked {
-            Looked::Nothing(said) => Ok(Round::Later(said)),
+            Looked::Nothing(said) => {
+                self.observed.not_ready(said.reason());
+                Ok(Round::Later(said))
+            }
             Looked::Resume => {
+                self.observed.followed();
                 let began = self.clock.ticks();
                 let end = self.follower.resume(stop).await;
                 Ok(self.after_follow(&end, began))
@@ -334,21 +357,72 @@ impl Runner {
         if self.follower.can_resume(&server) {
             return Ok(Looked::Resume);
         }
+        let now = self.clock.ticks();
+        if let Some(recent) = self.recent.take()
+            && recent.holds_for(&server, now)
+        {
+            return Ok(Looked::Decided(Box::new(Decided {
+                action: recent.action,
+                loaded: recent.loaded,
+                server,
+                control,
+                read_at: recent.at,
+            })));
+        }
+        // A store that hangs here must not take a server out of service that holds the head.
+        if !self.follower.is_still_held_by(&server) {
+            self.observed.not_ready(
+                "looking at what the server holds, after what was received from it is stored",
+            );
+        }
         self.follower.settle().await;
+        let mut listing = Listing::Later;
+        let decided = loop {
+            let (looked, loaded) = match self.read_archive(&server, &mut control, listing).await? {
+                Ok(read) => read,
+                Err(said) => return Ok(Looked::Nothing(said)),
+            };
+            let action = before_sync(&looked, self.options.seed);
+            tracing::debug!(?looked, ?action, listing = ?loaded.listing(), "decided");
+            if loaded.listing() == Listing::Whole || is_ordinary(&action, &loaded.catalog) {
+                break (action, loaded);
+            }
+            listing = Listing::Whole;
+        };
+        let (action, loaded) = decided;
+        self.say_damaged(&loaded);
+        Ok(Looked::Decided(Box::new(Decided {
+            action,
+            loaded,
+            server,
+            control,
+            read_at: now,
+        })))
+    }
+
+    /// Reads the archive and looks at it beside the server; what is said where neither works at the moment.
+    async fn read_archive(
+        &mut self,
+        server: &Server,
+        control: &mut Control,
+        listing: Listing,
+    ) -> anyhow::Result<Result<(Look, Loaded), Said>> {
         let ids: Vec<_> = server
             .previous
             .iter()
             .map(|(id, _)| *id)
             .chain([server.id])
             .collect();
-        let loaded = match control.kept_alive(catalog::load(&*self.store, &ids)).await {
-            Err(error) => return nothing(error.to_string()),
+        let now = self.clock.ticks();
+        let load = catalog::load_kept(&*self.store, &ids, &mut self.kept, listing, now);
+        let loaded = match control.kept_alive(load).await {
+            Err(error) => return Ok(Err(Said::new(error.to_string()))),
             Ok(loaded) => loaded,
         };
         let loaded = match loaded {
             Ok(loaded) => loaded,
             Err(error @ CatalogError::Store(_)) => {
-                return Ok(Looked::Nothing(Said::slow(format!(
+                return Ok(Err(Said::slow(format!(
                     "not ready: the archive cannot be read, so nothing is followed or seeded: {error}"
                 ))));
             }
@@ -362,16 +436,9 @@ impl Runner {
                 self.store.address()
             );
         }
-        self.say_damaged(&loaded);
-        let looked = look(&server, &loaded.catalog, self.clock.unix());
-        let action = before_sync(&looked, self.options.seed);
-        tracing::debug!(?looked, ?action, "decided");
-        Ok(Looked::Decided(Box::new(Decided {
-            action,
-            loaded,
-            server,
-            control,
-        })))
+        self.observed.archive_read(&loaded.catalog);
+        let looked = look(server, &loaded.catalog, self.clock.unix());
+        Ok(Ok((looked, loaded)))
     }
 
     /// Each look finds it again, as long as it is there.
@@ -401,6 +468,7 @@ impl Runner {
             loaded,
             server,
             mut control,
+            read_at,
         } = decided;
         match action {
             Action::Follow(follow) => {
@@ -408,19 +476,49 @@ impl Runner {
                     (&self.seeder, control.local_ip(), control.is_local());
                 let is_us =
                     |host: &str, port: u16| seeder.is_us(host, port, local_ip, same_machine);
-                let began = self.clock.ticks();
-                let end = self
+                self.observed.followed();
+                let opened = self
                     .follower
-                    .follow(&follow, &loaded, &server, &mut control, is_us, stop)
+                    .open(&follow, &loaded, &server, &mut control, is_us, stop)
                     .await;
+                let began = self.clock.ticks();
+                let end = match opened {
+                    Ok(mut link) => {
+                        drop(loaded);
+                        self.follower.stream(&mut link, stop).await
+                    }
+                    Err(end) => {
+                        if self.follower.progress().is_none() && is_the_servers(&end) {
+                            self.recent = Some(Recent {
+                                at: read_at,
+                                action,
+                                loaded,
+                                server,
+                            });
+                        }
+                        end
+                    }
+                };
                 Ok(self.after_follow(&end, began))
             }
-            Action::Refuse(refusal) => Ok(Round::Later(match refusal {
-                Refusal::ReplicaWaits => Said::new(format!("not ready: {refusal}")),
-                Refusal::SeedForbidden | Refusal::Contested(_) => {
-                    Said::slow(format!("not ready: {refusal}"))
+            Action::Refuse(refusal) => {
+                self.observed.not_ready(refusal.to_string());
+                // Whatever the archive holds: it is not looked at each time.
+                if refusal == Refusal::ReplicaWaits {
+                    self.recent = Some(Recent {
+                        at: read_at,
+                        action,
+                        loaded,
+                        server,
+                    });
                 }
-            })),
+                Ok(Round::Later(match refusal {
+                    Refusal::ReplicaWaits => Said::new(format!("not ready: {refusal}")),
+                    Refusal::SeedForbidden | Refusal::Contested(_) => {
+                        Said::slow(format!("not ready: {refusal}"))
+                    }
+                }))
+            }
             Action::Promote => {
                 tracing::info!(
                     "promoting the replica as it is: the archive has nothing that it lacks"
@@ -436,6 +534,8 @@ impl Runner {
                     Action::Seed => Approach::TakeOver,
                     _ => Approach::Waits,
                 };
+                self.observed
+                    .not_ready("the server is being filled from the archive");
                 tokio::select! {
                     round = self.seed(&loaded, &server, &mut control, approach) => round,
                     _ = stop.wait_for(|stop| *stop) => Ok(Round::Again),
@@ -445,6 +545,11 @@ impl Runner {
     }
 
     fn after_follow(&self, end: &FollowEnd, began: Ticks) -> Round {
+        // A link that we closed for want of room says nothing of the server; any other end may be its restart.
+        if !matches!(end, FollowEnd::Stalled | FollowEnd::Stopped) {
+            self.observed
+                .not_ready(format!("looking at the server again: {end}"));
+        }
         let fresh = self.clock.ticks().since(began) >= FRESH_MILLIS;
         match end {
             FollowEnd::Stopped => Round::Again,
@@ -515,17 +620,36 @@ impl Runner {
             approach,
             clock: &*self.clock,
         };
-        match seed.run(control, unchanged).await {
+        let mut progress = Progress::lines("seeding", Arc::clone(&self.clock), None);
+        let told = |sent, total| progress.stands_at(sent, total);
+        match seed.run(control, unchanged, told).await {
             Ok(end) => {
                 self.seeds_failed = 0;
+                self.observed.seeded(true);
+                self.observed.not_ready("seeded; about to be followed");
                 tracing::info!(offset = %end, "seeded: {} is a master again", self.options.redis);
                 Ok(Round::Again)
             }
             Err(
                 error @ (SeedError::Changed { .. } | SeedError::Prepare(PrepareError::NumberTaken)),
             ) => Ok(Round::Later(Said::new(format!("not seeded: {error}")))),
+            // No failure: the next look goes on from there.
+            Err(SeedError::Outgrown { head, anew }) => {
+                tracing::debug!(%head, anew, "the archive grew");
+                let said = format!("not ready: {}", SeedError::Outgrown { head, anew });
+                Ok(Round::Later(if anew {
+                    Said::slow(said)
+                } else {
+                    Said::new(said)
+                }))
+            }
+            Err(error @ SeedError::Unconfirmed(_)) => {
+                Ok(Round::Later(Said::slow(format!("not ready: {error}"))))
+            }
             Err(error) => {
                 self.seeds_failed += 1;
+                self.observed.seeded(false);
+                self.observed.not_ready(format!("seed failed: {error}"));
                 Ok(Round::AfterSeed(error))
             }
         }
@@ -535,10 +659,15 @@ impl Runner {
     async fn finish(mut self, overdue: Pin<&mut impl Future<Output = ()>>) -> anyhow::Result<()> {
         let followed = self.follower.progress();
         let drained = tokio::select! {
-            () = self.follower.settle() => true,
-            () = overdue => false,
+            whole = self.follower.settle() => Some(whole),
+            () = overdue => None,
         };
-        if drained {
+        if drained == Some(false) {
+            anyhow::bail!(
+                "stopped, but not everything that was received is in the archive: the rest is lost with the master"
+            );
+        }
+        if drained.is_some() {
             if followed.is_none() {
                 tracing::info!("stopped: nothing was on its way to the archive");
             } else if followed.is_some_and(|progress| progress.durable.is_none()) {
@@ -563,6 +692,32 @@ impl Runner {
                 .unwrap_or_default()
         )
     }
+}
+
+/// Whether a decision may rest on what was listed earlier: to go on at the very end of what a timeline holds, or to
+/// wait. Everything else is decided from the whole archive.
+fn is_ordinary(action: &Action, catalog: &Catalog) -> bool {
+    match action {
+        Action::Refuse(Refusal::ReplicaWaits | Refusal::Contested(_)) => true,
+        Action::Follow(Follow {
+            offer: Some(offer),
+            suspect: None,
+            accept: false,
+        }) => offer.tip && !catalog.holds_beyond(offer.position),
+        _ => false,
+    }
+}
+
+/// Whether following failed for the server's sake, before anything was written to the archive.
+fn is_the_servers(end: &FollowEnd) -> bool {
+    matches!(
+        end,
+        FollowEnd::Link(_)
+            | FollowEnd::Refused(_)
+            | FollowEnd::Control(_)
+            | FollowEnd::Info(_)
+            | FollowEnd::NotYet
+    )
 }
 
 /// Whether a server, as it says of itself inside the takeover transaction, is still what was decided on.

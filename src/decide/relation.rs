@@ -68,8 +68,8 @@ pub enum Relation {
     /// The server stands at a position of the head's own history from which the archive cannot go on: before its
     /// first snapshot, in a gap, or below one. It has nothing that the head does not have.
     Older,
-    /// A seed under an id of its own was cut short: the server is half filled. Wherever the head is now, it has
-    /// nothing that the archive does not have.
+    /// A seed under an id of its own was cut short, or came to its end when the archive had grown: the server is half
+    /// filled. Wherever the head is now, it has nothing that the archive does not have.
     HalfFilled,
     /// The server continues a covered position that is not the head: a branch that lived on.
     Branch(Offer),
@@ -141,7 +141,10 @@ fn relate(server: &Server, catalog: &Catalog) -> Relation {
             Relation::Older
         };
     }
-    if server.role == Role::ReplicaOfUs && catalog.is_unfinished_seed(server.id, server.offset) {
+    if server.role == Role::ReplicaOfUs
+        && (catalog.is_unfinished_seed(server.id, server.offset)
+            || catalog.is_overtaken_seed(server.id, server.offset))
+    {
         return Relation::HalfFilled;
     }
     if server.role == Role::ReplicaOfUs && is_older(catalog, server.id, server.offset) {
@@ -498,6 +501,27 @@ pub(super) mod tests {
             .segment(1, 100)
             .timeline(2, 2, Some((1, 100)), 130)
             .mapped()
+    }
+
+    #[test]
+    fn a_replica_that_got_all_of_an_older_state_under_an_id_of_its_own_is_half_filled() {
+        let catalog = Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(0)
+            .segment(1, 101)
+            .timeline(2, 2, Some((1, 100)), 130)
+            .mapped()
+            .catalog();
+        let ours = Server {
+            role: Role::ReplicaOfUs,
+            ..server(2, 130)
+        };
+        assert_eq!(relate(&ours, &catalog), Relation::HalfFilled);
+        // Once promoted, clients may have written to it.
+        assert_eq!(
+            relate(&promoted(9, 2, 130), &catalog),
+            Relation::Tip(offer(2, 2, 130, true))
+        );
     }
 
     #[test]

@@ -48,6 +48,16 @@ impl Budget {
         self.used() < self.bytes_max
     }
 
+    /// Whether more than half of it is held.
+    pub fn is_over_half(&self) -> bool {
+        self.used() > self.bytes_max / 2
+    }
+
+    /// Ends when something is given back after this call.
+    pub fn freed(&self) -> impl Future<Output = ()> {
+        self.freed.notified()
+    }
+
     /// Waits until at least half of the budget is free.
     pub async fn half_free(&self) {
         loop {

@@ -1,7 +1,7 @@
 //! One server followed over many links: asks PSYNC, opens timelines, keeps what a broken link leaves behind.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -11,8 +11,11 @@ use super::budget::Budget;
 use super::encode::Encoder;
 use super::link::Link;
 use super::pipeline::{Pipeline, SealOptions};
-use super::snapshots::{SnapshotFailure, SnapshotPace};
-use super::uploader::{Progress, Uploader};
+use super::rate::Rate;
+use super::report::Report;
+use super::snapshots::{Parting, SnapshotFailure, SnapshotPace, Taken};
+use super::spool::{Spool, SpoolOptions};
+use super::uploader::{Progress, Shared, Uploader};
 use crate::archive::block::{BlockContext, Boundary};
 use crate::archive::layout::{
     AcceptedDocument, ArchiveId, DOCUMENT_FORMAT, Source, TimelineDocument,
@@ -58,6 +61,12 @@ pub struct FollowOptions {
     pub seal: SealOptions,
     /// The memory budget of everything in flight, bytes.
     pub buffer_bytes: u64,
+    /// What one object of a snapshot may hold, bytes as stored.
+    pub snapshot_part_bytes: u64,
+    /// Scratch files for what exceeds it.
+    pub spool: Option<SpoolOptions>,
+    /// How many uploads of segments may begin per second, sustained; `None` for no limit.
+    pub uploads_per_second: Option<u64>,
     /// What is acknowledged.
     pub ack: AckMode,
     /// How long to go on after being told to stop, milliseconds, the last uploads included.
@@ -85,6 +94,8 @@ pub enum FollowEnd {
     Malformed(Malformed),
     /// The store is slower than the master and the buffers are full.
     Stalled,
+    /// A piece could not be read back from a scratch file: all behind it has to come again.
+    Lost(String),
     /// The snapshot belongs to another history.
     Snapshot(SnapshotFailure),
     /// The last snapshot failed, and this server sends one with every full resync: not asked yet.
@@ -106,6 +117,10 @@ impl fmt::Display for FollowEnd {
             Self::Stalled => f.write_str(
                 "the store is slower than the master and the buffers are full: link closed, so that the \
                  master's own memory does not fill; resuming when there is room",
+            ),
+            Self::Lost(reason) => write!(
+                f,
+                "{reason}: link closed; asking the master again for what is not in the archive"
             ),
             Self::Snapshot(error) => error.fmt(f),
             Self::NotYet => f.write_str(
@@ -143,7 +158,7 @@ pub(super) enum SnapshotNeed {
     /// On its way.
     Running {
         /// The attempt.
-        task: JoinHandle<Result<(), SnapshotFailure>>,
+        task: JoinHandle<Result<Taken, SnapshotFailure>>,
         /// All of it is here, whatever becomes of the server: only the store has to take it.
         received: bool,
     },
@@ -176,9 +191,12 @@ pub struct Follower {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) encoder: Arc<Encoder>,
     pub(super) budget: Arc<Budget>,
+    pub(super) parting: Arc<Parting>,
+    pub(super) shared: Shared,
     pub(super) lane: Option<Lane>,
     /// Kept over links and timelines: each attempt at a snapshot makes the master fork.
     pub(super) snapshot_pace: SnapshotPace,
+    pub(super) report: Arc<Report>,
     store: Arc<dyn Store>,
     archive: ArchiveId,
     announced: Option<AnnouncedPort>,
@@ -230,19 +248,39 @@ impl Follower {
     ) -> Self {
         let budget = Budget::new(options.buffer_bytes);
         let encoder = Encoder::new();
+        let spool = options.spool.clone().map(Spool::new);
+        let rate = options
+            .uploads_per_second
+            .map(|per_second| Arc::new(Mutex::new(Rate::new(per_second, clock.ticks()))));
+        let shared = Shared {
+            budget: Arc::clone(&budget),
+            spool: spool.clone(),
+            rate,
+            clock: Arc::clone(&clock),
+        };
+        let report = Report::new(Arc::clone(&clock), Arc::clone(&budget), spool);
+        let parting = Parting::new(options.snapshot_part_bytes);
         Self {
+            parting,
             redis,
             options,
             clock,
             encoder,
             budget,
+            shared,
             lane: None,
             snapshot_pace: SnapshotPace::default(),
+            report,
             store,
             archive,
             announced: None,
             known: Known::default(),
         }
+    }
+
+    /// What whoever looks may know.
+    pub fn report(&self) -> Arc<Report> {
+        Arc::clone(&self.report)
     }
 
     /// Whether the server still speaks of the history that the last link broke off in: then that is resumed
@@ -253,8 +291,18 @@ impl Follower {
             && self.lane.as_ref().is_some_and(|lane| {
                 // Where the backlog is too short, asking would only cost the server a full resync for nothing.
                 lane.uploader.context().id == server.id
+                    && lane.uploader.lost().is_none()
                     && server.offset >= lane.pipeline.offset()
                     && self.known.continues_after(lane.pipeline.offset())
+            })
+    }
+
+    /// Whether the server still holds what was received from it last, and so what the archive will hold of it, though
+    /// perhaps too little is in its backlog to go on from there.
+    pub fn is_still_held_by(&self, server: &Server) -> bool {
+        server.role != Role::ReplicaOfUs
+            && self.lane.as_ref().is_some_and(|lane| {
+                lane.uploader.context().id == server.id && server.offset >= lane.pipeline.offset()
             })
     }
 
@@ -266,8 +314,9 @@ impl Follower {
     }
 
     /// Waits until everything received is in the store, then forgets the timeline: what comes next is decided
-    /// from the archive.
-    pub async fn settle(&mut self) {
+    /// from the archive. Returns whether all of it is there.
+    pub async fn settle(&mut self) -> bool {
+        let mut whole = true;
         if let Some(lane) = &mut self.lane {
             // It may be the only copy of what the server had.
             if let SnapshotNeed::Running {
@@ -278,17 +327,28 @@ impl Follower {
                 let outcome = task.await;
                 // Whoever waits may be told to stop before the rest is done, and come again.
                 lane.snapshot = SnapshotNeed::None;
-                if let Ok(Err(error)) = outcome {
-                    tracing::error!("the snapshot that was received is lost: {error}");
+                if let Ok(outcome) = outcome {
+                    self.report.snapshot_ended(outcome.as_ref().ok().copied());
+                    if let Err(error) = outcome {
+                        tracing::error!("the snapshot that was received is lost: {error}");
+                        whole = false;
+                    }
                 }
             }
             lane.uploader.drained().await;
+            whole &= lane.uploader.lost().is_none();
         }
         self.lane = None;
+        self.report.lane_closed();
+        whole
     }
 
-    /// Asks for what was decided and follows until the link ends.
-    pub async fn follow(
+    /// Asks for what was decided and opens what the answer belongs to. The link is then [followed](Self::stream);
+    /// the catalogue is not needed for that, and may be large.
+    ///
+    /// # Errors
+    /// Why there is nothing to follow.
+    pub async fn open(
         &mut self,
         decided: &Follow,
         loaded: &Loaded,
@@ -296,9 +356,9 @@ impl Follower {
         control: &mut Control,
         is_us: impl Fn(&str, u16) -> bool,
         stop: &mut watch::Receiver<bool>,
-    ) -> FollowEnd {
+    ) -> Result<Link, FollowEnd> {
         if let Some(end) = self.too_early(decided, before) {
-            return end;
+            return Err(end);
         }
         let psync = decided
             .offer
@@ -306,28 +366,35 @@ impl Follower {
                 id: offer.id,
                 after: offer.position.offset,
             });
-        let (mut link, reply, filtered) = match self.ask(psync, stop).await {
-            Ok(asked) => asked,
-            Err(end) => return end,
-        };
+        let (link, reply, filtered) = self.ask(psync, stop).await?;
         let opened = self
             .answered(decided, loaded, before, control, is_us, (reply, filtered))
             .await;
         match opened {
-            Ok(lane) => self.lane = Some(lane),
+            Ok(lane) => self.begin(lane),
             Err(end) => {
                 if !filtered && matches!(reply, Reply::Full { .. }) {
                     self.snapshot_pace.failed(self.clock.ticks());
                 }
-                return end;
+                return Err(end);
             }
         }
         if decided.accept
             && let Err(error) = self.accept(loaded).await
         {
-            return FollowEnd::Store(error);
+            return Err(FollowEnd::Store(error));
         }
-        self.stream(&mut link, stop).await
+        Ok(link)
+    }
+
+    fn begin(&mut self, lane: Lane) {
+        self.report.lane_opened(
+            lane.uploader.subscribe(),
+            lane.pipeline.offset(),
+            !matches!(lane.snapshot, SnapshotNeed::None),
+            (!lane.suspects.is_empty()).then(|| lane.uploader.context().timeline),
+        );
+        self.lane = Some(lane);
     }
 
     /// Opens what the answer to PSYNC belongs to.
@@ -402,9 +469,11 @@ impl Follower {
         // Not noted, it is not the head: the whole attempt is made again.
         if let Err(error) = catalog::accept(&*self.store, catalog, timeline, id, document).await {
             self.lane = None;
+            self.report.lane_closed();
             return Err(error);
         }
         lane.suspects.clear();
+        self.report.accepted();
         Ok(())
     }
 
@@ -414,9 +483,18 @@ impl Follower {
             return FollowEnd::Again(Again::ServerChanged);
         };
         let (id, after) = (lane.uploader.context().id, lane.pipeline.offset());
+        let room = async {
+            self.budget.half_free().await;
+            if let Some(spool) = &self.shared.spool {
+                spool.half_free().await;
+            }
+        };
         tokio::select! {
-            () = self.budget.half_free() => {}
+            () = room => {}
             _ = stop.wait_for(|stop| *stop) => return FollowEnd::Stopped,
+        }
+        if let Some(reason) = lane.uploader.lost() {
+            return FollowEnd::Lost(reason);
         }
         let request = PsyncRequest::Continue { id, after };
         let (mut link, reply, filtered) = match self.ask(request, stop).await {
@@ -461,6 +539,8 @@ impl Follower {
     /// Remembers how to ask, from the server's own INFO.
     pub fn know_server(&mut self, info: &Info) {
         self.known.learn(info);
+        self.parting
+            .set_data_bytes(info.number("used_memory").unwrap_or(0));
     }
 
     /// Opens a link and waits for the answer to PSYNC. Tells whether a full resync comes without keys.
@@ -507,9 +587,13 @@ impl Follower {
                     tracing::debug!(option, reply, "the server does not know an option");
                 }
                 Event::FullResync { id, offset } => {
+                    self.report.synced(true);
                     return Ok((link, Reply::Full { id, offset }, filtered));
                 }
-                Event::Continued { id } => return Ok((link, Reply::Continued { id }, filtered)),
+                Event::Continued { id } => {
+                    self.report.synced(false);
+                    return Ok((link, Reply::Continued { id }, filtered));
+                }
                 Event::Refused(refusal) => return Err(FollowEnd::Refused(refusal)),
                 other => return Err(link_end(&other)),
             }
@@ -548,6 +632,7 @@ impl Follower {
                     .map(|offer| offer.id)
                     .expect("only an offered position has a gap behind it");
                 let bytes = to.bytes_since(from);
+                self.report.gap();
                 tracing::warn!(
                     %id, %timeline, %from, %to, bytes,
                     "gap: the master's backlog no longer held what was missed; moments inside the gap cannot \
@@ -643,7 +728,8 @@ impl Follower {
             timeline,
             id,
         };
-        let uploader = Uploader::new(Arc::clone(&self.store), context, known);
+        let shared = self.shared.clone();
+        let uploader = Uploader::new(Arc::clone(&self.store), context, known, shared);
         let pipeline = Pipeline::new(self.options.seal, received);
         Lane {
             uploader,

@@ -3,7 +3,8 @@
 //! ```text
 //! link ------> pipeline ------> encode ------> uploader ------> store
 //! (socket)     (boundaries,     (compressed    (a few at a      |
-//!   ^           sealed pieces)   blocks)        time)           |
+//!   ^           sealed pieces)   blocks)        time; the rest  |
+//!   |                                           in the spool)   |
 //!   '-- acknowledge <----------- durable <----------------------'
 //!                                   ^
 //! snapshots (second connection) ----'
@@ -18,12 +19,17 @@ pub mod encode;
 pub mod follower;
 pub mod link;
 pub mod pipeline;
+pub mod rate;
+pub mod report;
 mod session;
 pub mod snapshots;
+pub mod spool;
 pub mod uploader;
 
 pub use durable::Durable;
 pub use follower::{AckMode, FollowEnd, FollowOptions, Follower};
 pub use link::Link;
 pub use pipeline::{Due, PINGS_SEAL_MILLIS, PINGS_WAIT_MILLIS, Pipeline, SealOptions};
+pub use report::{Report, Seen};
+pub use spool::SpoolOptions;
 pub use uploader::{Progress, UPLOADS_IN_FLIGHT_MAX, backoff, jittered};

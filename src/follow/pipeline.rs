@@ -160,6 +160,11 @@ impl Pipeline {
         }
     }
 
+    /// When the oldest write came that is not sealed yet; PINGs aside, and commands that are not whole.
+    pub fn oldest_write(&self) -> Option<Ticks> {
+        self.oldest
+    }
+
     /// Whether the piece should be sealed now.
     pub fn due(&self, now: Ticks) -> Option<Due> {
         if self.builder.is_empty() {
@@ -225,6 +230,11 @@ impl Pipeline {
         self.began = None;
         self.waited = false;
         piece.finish()
+    }
+
+    /// Bytes of the piece that gathers, those that were taken included.
+    pub fn raw_bytes(&self) -> u64 {
+        self.builder.raw_bytes()
     }
 
     /// The last byte received.

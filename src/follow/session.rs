@@ -11,7 +11,8 @@ use super::budget::Reservation;
 use super::follower::{AckMode, FollowEnd, Follower, SnapshotNeed, link_end};
 use super::link::Link;
 use super::pipeline::Pipeline;
-use super::snapshots::{Feed, SnapshotFailure, SnapshotPace, fetch};
+use super::report::BEAT_MILLIS;
+use super::snapshots::{Feed, SnapshotFailure, SnapshotPace, Taken, fetch};
 use super::uploader::{EncodedBlock, Piece, Progress, Uploader};
 use crate::archive::layout::accepted_prefix;
 use crate::position::{Offset, Ticks};
@@ -21,10 +22,15 @@ use crate::proto::replica::Event;
 /// How long reading may be held back in all, until the buffers are half empty again, before the link is
 /// closed: a burst is waited out, a store that cannot keep up must not fill the master's output buffer.
 pub(super) const STALL_MILLIS_MAX: u64 = 5_000;
+/// A piece goes into the spool when it is smaller than `--flush-bytes` only where memory is full, and never when
+/// it is smaller than this, bytes.
+const SPOOL_BYTES_MIN: u64 = 256 * 1024;
 /// What is kept of `--shutdown-timeout` for the last uploads, at most.
 const LAST_UPLOAD_MILLIS: u64 = 5_000;
-/// How often it is looked whether a suspect timeline that is followed has been accepted.
-const ACCEPTED_LOOK: Duration = Duration::from_secs(5);
+/// The first wait before it is looked whether a suspect timeline that is followed has been accepted.
+const ACCEPTED_LOOK_FIRST: Duration = Duration::from_secs(5);
+/// The longest such wait: each look is a list in the store, and some timelines are never accepted.
+const ACCEPTED_LOOK_MAX: Duration = Duration::from_secs(60);
 /// How often receipt is acknowledged under `--ack received` when nobody asks, milliseconds.
 const RECEIVED_ACK_MILLIS: u64 = 100;
 
@@ -46,18 +52,14 @@ enum Wake {
     Progress,
     Deadline,
     Room,
-    Snapshot(Result<(), SnapshotFailure>),
+    Snapshot(Result<Taken, SnapshotFailure>),
     Accepted,
     Stop,
 }
 
 impl Follower {
     /// Follows an open link until it ends. What was received goes on its way to the store whatever ended it.
-    pub(super) async fn stream(
-        &mut self,
-        link: &mut Link,
-        stop: &mut watch::Receiver<bool>,
-    ) -> FollowEnd {
+    pub async fn stream(&mut self, link: &mut Link, stop: &mut watch::Receiver<bool>) -> FollowEnd {
         let seal = self.options.seal;
         let Some(lane) = &mut self.lane else {
             return FollowEnd::Link("nothing to follow".into());
@@ -73,7 +75,10 @@ impl Follower {
             stop_at: None,
             received_acked: self.clock.ticks(),
         };
+        self.report.link_opened();
         let end = self.run(&mut session, link, stop).await;
+        self.turned(&session, self.clock.ticks());
+        self.report.link_closed(matches!(end, FollowEnd::Stalled));
         self.seal(&mut session);
         if session.stop_at.is_some() {
             self.last_words(&session, link).await;
@@ -89,6 +94,12 @@ impl Follower {
         end
     }
 
+    fn turned(&self, session: &Session, now: Ticks) {
+        let pipeline = &session.pipeline;
+        self.report
+            .turned(now, pipeline.offset(), pipeline.oldest_write());
+    }
+
     async fn run(
         &mut self,
         session: &mut Session,
@@ -102,6 +113,9 @@ impl Follower {
             self.start_snapshot(&session.uploader);
             let before = self.clock.ticks();
             let read = self.budget.has_room();
+            if !read && session.feed.is_none() && self.is_spool_full() {
+                return FollowEnd::Stalled;
+            }
             let wake = self
                 .wait(session, link, read, &mut progress, accepted.as_mut(), stop)
                 .await;
@@ -121,7 +135,10 @@ impl Follower {
                     self.begin_to_stop(session, now);
                     Ok(())
                 }
-                Wake::Progress | Wake::Deadline | Wake::Room => Ok(()),
+                Wake::Progress | Wake::Deadline | Wake::Room => match session.uploader.lost() {
+                    Some(reason) => Err(FollowEnd::Lost(reason)),
+                    None => Ok(()),
+                },
             };
             if let Err(end) = handled {
                 return if session.stop_at.is_some() {
@@ -130,16 +147,34 @@ impl Follower {
                     end
                 };
             }
+            self.turned(session, now);
             if let Some(end) = self.stalled(session, read, now.since(before)) {
                 return end;
             }
             if session.stop_at.is_some_and(|at| now >= at) {
                 return FollowEnd::Stopped;
             }
-            if session.pipeline.due(now).is_some() && session.uploader.has_slot() {
+            let ready = session.uploader.ready_at(now);
+            let due = session.pipeline.due(now).is_some();
+            if (due && ready.is_some_and(|at| at <= now)) || self.should_spool(session) {
                 self.seal(session);
             }
         }
+    }
+
+    /// Where there is a spool, nothing is waited out: the link is closed when it is full too.
+    fn is_spool_full(&self) -> bool {
+        let spool = self.shared.spool.as_ref();
+        spool.is_some_and(|spool| spool.is_full())
+    }
+
+    /// Whether the piece that gathers goes into the spool, because no upload would begin and memory is short.
+    fn should_spool(&self, session: &Session) -> bool {
+        let gathered = session.pipeline.raw_bytes();
+        let enough = gathered >= self.options.seal.bytes_max
+            || (gathered >= SPOOL_BYTES_MIN && !self.budget.has_room());
+        let spool = self.shared.spool.as_ref();
+        enough && self.budget.is_over_half() && spool.is_some_and(|spool| spool.may_take())
     }
 
     async fn wait(
@@ -156,14 +191,17 @@ impl Follower {
         let seal_at = session
             .pipeline
             .due_at()
-            .filter(|_| session.uploader.has_slot());
+            .zip(session.uploader.ready_at(now))
+            .map(|(due, ready)| due.max(ready));
         let stall_at = (!read && session.feed.is_none())
             .then(|| now.plus(STALL_MILLIS_MAX.saturating_sub(session.stalled_millis)));
         let deadline = [seal_at, stall_at, session.stop_at, self.snapshot_due()]
             .into_iter()
             .flatten()
             .min();
-        let sleep = Duration::from_millis(deadline.map_or(3_600_000, |at| at.since(now)));
+        let sleep = Duration::from_millis(
+            deadline.map_or(BEAT_MILLIS, |at| at.since(now).min(BEAT_MILLIS)),
+        );
         let stopping = session.stop_at.is_some();
         let budget = Arc::clone(&self.budget);
         let snapshot = self.lane.as_mut().map(|lane| &mut lane.snapshot);
@@ -221,6 +259,7 @@ impl Follower {
             Arc::clone(uploader),
             Arc::clone(&self.encoder),
             Arc::clone(&self.budget),
+            Arc::clone(&self.parting),
             at,
             Arc::clone(&self.clock),
         );
@@ -246,6 +285,7 @@ impl Follower {
             && (midway || matches!(lane.snapshot, SnapshotNeed::OnLink(_)))
         {
             lane.snapshot = SnapshotNeed::Wanted;
+            self.report.snapshot_ended(None);
             self.snapshot_pace.failed(now);
         }
     }
@@ -281,9 +321,13 @@ impl Follower {
 
     fn seal(&self, session: &mut Session) {
         self.take_ready(session);
+        let oldest = session.pipeline.oldest_write();
         let Some(sealed) = session.pipeline.seal() else {
             return;
         };
+        if let Some(oldest) = oldest {
+            self.report.sealed(sealed.span.last, oldest);
+        }
         for block in sealed.blocks {
             self.encode(session, block);
         }
@@ -311,8 +355,10 @@ impl Follower {
             let Some((store, suspects)) = look else {
                 return std::future::pending().await;
             };
+            let mut wait = ACCEPTED_LOOK_FIRST;
             loop {
-                tokio::time::sleep(ACCEPTED_LOOK).await;
+                tokio::time::sleep(wait).await;
+                wait = wait.mul_f64(1.1).min(ACCEPTED_LOOK_MAX);
                 for (seq, id) in &suspects {
                     // A store that cannot be read tells nothing; the uploads say so.
                     let notes = store.list(&accepted_prefix(*seq, id), None).await;
@@ -328,6 +374,7 @@ impl Follower {
         if let Some(lane) = &mut self.lane {
             tracing::info!(timeline = %lane.uploader.context().timeline, "accepted: acknowledging from now on");
             lane.suspects.clear();
+            self.report.accepted();
         }
     }
 
@@ -376,15 +423,17 @@ impl Follower {
             return;
         }
         let (redis, uploader) = (self.redis.clone(), Arc::clone(uploader));
-        let (encoder, budget, clock) = (
+        let (encoder, budget, parting, clock) = (
             Arc::clone(&self.encoder),
             Arc::clone(&self.budget),
+            Arc::clone(&self.parting),
             Arc::clone(&self.clock),
         );
         let task = tokio::spawn(async move {
-            let (offset, bytes) = fetch(&redis, options, uploader, encoder, budget, clock).await?;
-            tracing::info!(%offset, bytes, "snapshot complete");
-            Ok(())
+            let fetched = fetch(&redis, options, uploader, encoder, budget, parting, clock);
+            let taken = fetched.await?;
+            tracing::info!(offset = %taken.offset, bytes = taken.bytes, "snapshot complete");
+            Ok(taken)
         });
         lane.snapshot = SnapshotNeed::Running {
             task,
@@ -393,8 +442,9 @@ impl Follower {
     }
 
     /// Another history ends the link; whatever else failed is tried again after a while.
-    fn snapshot_ended(&mut self, result: Result<(), SnapshotFailure>) -> Result<(), FollowEnd> {
+    fn snapshot_ended(&mut self, result: Result<Taken, SnapshotFailure>) -> Result<(), FollowEnd> {
         let now = self.clock.ticks();
+        self.report.snapshot_ended(result.as_ref().ok().copied());
         let Some(lane) = &mut self.lane else {
             return Ok(());
         };

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,17 +11,18 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::archive::block::{Boundary, RawBlock};
+use crate::archive::layout::{Object, PART_MAX};
 use crate::archive::snapshot::{SnapshotBuilder, SnapshotError};
 use crate::clock::Clock;
 use crate::follow::budget::{Budget, Reservation};
 use crate::follow::encode::Encoder;
 use crate::follow::link::Link;
 use crate::follow::uploader::{EncodedBlock, Uploader, backoff, jittered};
-use crate::position::{Offset, ReplicationId, Ticks};
+use crate::position::{Offset, ReplicationId, Ticks, UnixMillis};
 use crate::proto::handshake::PsyncRequest;
 use crate::proto::replica::{Event, Refusal, ReplicaOptions};
 use crate::server::net::{Address, Endpoint};
-use crate::store::{StoreError, Upload};
+use crate::store::{Created, StoreError, StoreErrorKind, Upload, create_or_same};
 
 /// Blocks of one snapshot that are compressed ahead of the upload.
 pub const BLOCKS_AHEAD_MAX: usize = 2;
@@ -49,6 +51,41 @@ impl SnapshotPace {
         let wait_millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         self.not_before = now.plus(wait_millis);
         (self.failed, wait_millis)
+    }
+}
+
+/// What one object of a snapshot may hold, bytes as stored: less than the 308 GB that fit into the parts of an upload
+/// to S3 (decision 21). A larger snapshot is stored in several objects.
+pub const PART_BYTES_MAX: u64 = 300_000_000_000;
+
+/// Whether snapshots are stored in parts. A name must be chosen before the first byte, and says which.
+#[derive(Debug)]
+pub struct Parting {
+    part_bytes_max: u64,
+    /// What the server's data take in memory, bytes: seldom less than their payload.
+    data_bytes: AtomicU64,
+    /// One object was too small before.
+    overflowed: AtomicBool,
+}
+
+impl Parting {
+    /// Parts of at most `part_bytes_max` as stored.
+    pub fn new(part_bytes_max: u64) -> Arc<Self> {
+        Arc::new(Self {
+            part_bytes_max,
+            data_bytes: AtomicU64::new(0),
+            overflowed: AtomicBool::new(false),
+        })
+    }
+
+    /// What the server's data take in memory, as INFO says.
+    pub fn set_data_bytes(&self, bytes: u64) {
+        self.data_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    fn in_parts(&self) -> bool {
+        self.overflowed.load(Ordering::Relaxed)
+            || self.data_bytes.load(Ordering::Relaxed) > self.part_bytes_max
     }
 }
 
@@ -96,18 +133,74 @@ pub enum SnapshotFailure {
     /// The store failed.
     #[error("the snapshot could not be stored: {0}")]
     Store(#[from] StoreError),
+    /// It does not fit where it was begun.
+    #[error(transparent)]
+    TooLarge(#[from] TooLarge),
 }
 
-/// A payload on its way into the store. Dropping it before [`SnapshotSink::finish`] leaves nothing behind.
+/// A snapshot that is in the store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Taken {
+    /// Where it stands.
+    pub offset: Offset,
+    /// The length of the payload as the server sent it.
+    pub bytes: u64,
+    /// When its first byte came.
+    pub at: UnixMillis,
+    /// From then until it was stored, milliseconds.
+    pub millis: u64,
+}
+
+/// A snapshot is larger than it was expected to be.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+pub enum TooLarge {
+    /// For one object. The next attempt makes several.
+    #[error(
+        "the snapshot is larger than the {0} bytes of one object: the next one will be in parts"
+    )]
+    ForOneObject(u64),
+    /// For all the parts that have a number.
+    #[error("the snapshot is larger than {PART_MAX} parts of {0} bytes")]
+    ForAllParts(u64),
+}
+
+/// Why bytes of a payload were not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The snapshot is too large.
+    #[error(transparent)]
+    TooLarge(#[from] TooLarge),
+}
+
+impl From<WriteError> for SnapshotFailure {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Store(error) => Self::Store(error),
+            WriteError::TooLarge(error) => Self::TooLarge(error),
+        }
+    }
+}
+
+/// A payload on its way into the store. Dropping it before [`SnapshotSink::finish`] leaves nothing behind that is a
+/// snapshot: nothing at all of one object, of several the parts that were full, without the one that ends them.
 pub struct SnapshotSink {
     builder: SnapshotBuilder,
     upload: Box<dyn Upload>,
+    /// The part that is being written, where there are several.
+    part: Option<Object>,
+    object_bytes: u64,
+    parting: Arc<Parting>,
     uploading: Reservation,
     encoding: VecDeque<EncodedBlock>,
     budget: Arc<Budget>,
     encoder: Arc<Encoder>,
     uploader: Arc<Uploader>,
     offset: Offset,
+    began: Ticks,
+    at: UnixMillis,
 }
 
 impl SnapshotSink {
@@ -119,30 +212,42 @@ impl SnapshotSink {
         uploader: Arc<Uploader>,
         encoder: Arc<Encoder>,
         budget: Arc<Budget>,
+        parting: Arc<Parting>,
         offset: Offset,
         clock: &dyn Clock,
     ) -> Result<Self, StoreError> {
-        let builder = SnapshotBuilder::new(offset, clock.unix());
+        let (began, at) = (clock.ticks(), clock.unix());
+        let builder = SnapshotBuilder::new(offset, at);
         let context = uploader.context();
-        let name = builder.name(context.timeline, context.id);
+        let first_part = builder.first_part(context.timeline, context.id);
+        let part = parting.in_parts().then_some(first_part);
+        let name = part.map_or_else(
+            || builder.name(context.timeline, context.id),
+            |part| part.name(),
+        );
         let upload = uploader.store().begin_upload(&name).await?;
         Ok(Self {
             builder,
             upload,
+            part,
+            object_bytes: 0,
+            parting,
             uploading: budget.reserve(0),
             encoding: VecDeque::new(),
             budget,
             encoder,
             uploader,
             offset,
+            began,
+            at,
         })
     }
 
     /// Takes some of the payload; waits while the store is slower than the master.
     ///
     /// # Errors
-    /// What the store says.
-    pub async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
+    /// What the store says; or the snapshot is too large.
+    pub async fn write(&mut self, bytes: Bytes) -> Result<(), WriteError> {
         self.builder.push(bytes);
         while let Some(block) = self.builder.take_ready() {
             self.encode(block);
@@ -161,25 +266,54 @@ impl SnapshotSink {
         self.encoding.push_back(encoded);
     }
 
-    async fn write_one(&mut self) -> Result<(), StoreError> {
+    async fn write_one(&mut self) -> Result<(), WriteError> {
         let Some(encoded) = self.encoding.pop_front() else {
             return Ok(());
         };
         let (bytes, held) = encoded
             .await
             .expect("compression neither panics nor is cancelled");
+        let length = bytes.len() as u64;
+        if self.object_bytes > 0 && self.object_bytes + length > self.parting.part_bytes_max {
+            self.next_part().await?;
+        }
+        self.object_bytes += length;
         let written = self.upload.write(bytes).await;
         let share = self.budget.bytes_max() / UPLOAD_SHARE_OF_BUDGET;
         self.uploading.resize(self.upload.held_bytes().min(share));
         drop(held);
-        written
+        Ok(written?)
+    }
+
+    /// Completes the part that is full and begins another one.
+    async fn next_part(&mut self) -> Result<(), WriteError> {
+        let bytes_max = self.parting.part_bytes_max;
+        let Some(part) = self.part else {
+            self.parting.overflowed.store(true, Ordering::Relaxed);
+            return Err(TooLarge::ForOneObject(bytes_max).into());
+        };
+        let too_large = || TooLarge::ForAllParts(bytes_max);
+        let next = part.part_behind(false).ok_or_else(too_large)?;
+        // A number must be left for the end.
+        next.part_behind(true).ok_or_else(too_large)?;
+        let upload = self.uploader.store().begin_upload(&next.name()).await?;
+        let full = std::mem::replace(&mut self.upload, upload);
+        complete_part(full, part, &self.uploader).await?;
+        self.part = Some(next);
+        self.object_bytes = 0;
+        tracing::info!(part = %part.name(), "a part of the snapshot is stored");
+        Ok(())
     }
 
     /// Checks the payload as a whole, completes the object and counts it as durable.
     ///
     /// # Errors
     /// A damaged payload, and what the store says: then nothing is left in the store.
-    pub async fn finish(mut self, address: &str) -> Result<u64, SnapshotFailure> {
+    pub async fn finish(
+        mut self,
+        address: &str,
+        clock: &dyn Clock,
+    ) -> Result<Taken, SnapshotFailure> {
         let builder = std::mem::replace(
             &mut self.builder,
             SnapshotBuilder::new(Offset::ZERO, Default::default()),
@@ -194,13 +328,32 @@ impl SnapshotSink {
                 });
             }
         };
-        for block in sealed.blocks {
+        let mut blocks = sealed.blocks;
+        let end = if self.part.is_some() {
+            blocks.pop()
+        } else {
+            None
+        };
+        for block in blocks {
             self.encode(block);
         }
         while !self.encoding.is_empty() {
             self.write_one().await?;
         }
-        self.upload.complete().await?;
+        match self.part.zip(end) {
+            None => drop(self.upload.complete().await?),
+            Some((part, end)) => {
+                complete_part(self.upload, part, &self.uploader).await?;
+                // Its name is what makes a snapshot of the parts.
+                let last = part
+                    .part_behind(true)
+                    .ok_or(TooLarge::ForAllParts(self.parting.part_bytes_max))?;
+                let held = self.budget.reserve(end.raw_bytes() as u64);
+                let context = self.uploader.context();
+                let (bytes, _held) = self.encoder.encode(end, context, held).await;
+                create_or_same(&**self.uploader.store(), &last.name(), vec![bytes]).await?;
+            }
+        }
         // A full resync makes the stream select its database itself, unless the payload says where it stands
         // (`repl-stream-db`, a snapshot from a replica: facts 2.3).
         let database = sealed.summary.head.stream_database;
@@ -208,7 +361,31 @@ impl SnapshotSink {
             offset: self.offset,
             database,
         });
-        Ok(sealed.summary.bytes)
+        Ok(Taken {
+            offset: self.offset,
+            bytes: sealed.summary.bytes,
+            at: self.at,
+            millis: clock.ticks().since(self.began),
+        })
+    }
+}
+
+/// Two payloads taken at one offset need not be equal byte for byte, so their parts must never be mixed.
+async fn complete_part(
+    upload: Box<dyn Upload>,
+    part: Object,
+    uploader: &Uploader,
+) -> Result<(), StoreError> {
+    match upload.complete().await? {
+        Created::New => Ok(()),
+        Created::AlreadyPresent => Err(StoreError::new(
+            StoreErrorKind::Conflict,
+            "create",
+            &part.name(),
+            uploader.store().address(),
+            "an object of that name is there, perhaps of another snapshot: this one is given up"
+                .into(),
+        )),
     }
 }
 
@@ -233,9 +410,10 @@ impl Feed {
         uploader: Arc<Uploader>,
         encoder: Arc<Encoder>,
         budget: Arc<Budget>,
+        parting: Arc<Parting>,
         offset: Offset,
         clock: Arc<dyn Clock>,
-    ) -> (Self, JoinHandle<Result<(), SnapshotFailure>>) {
+    ) -> (Self, JoinHandle<Result<Taken, SnapshotFailure>>) {
         // Whoever feeds looks at the budget before reading more: that is the bound of the queue.
         let (pieces, mut fed) = mpsc::unbounded_channel();
         let feed = Self {
@@ -243,14 +421,15 @@ impl Feed {
             budget: Arc::clone(&budget),
         };
         let task = tokio::spawn(async move {
-            let mut sink = SnapshotSink::begin(uploader, encoder, budget, offset, &*clock).await?;
+            let mut sink =
+                SnapshotSink::begin(uploader, encoder, budget, parting, offset, &*clock).await?;
             while let Some(piece) = fed.recv().await {
                 match piece {
                     Fed::Bytes(bytes, _held) => sink.write(bytes).await?,
                     Fed::End => {
-                        let bytes = sink.finish(&address).await?;
-                        tracing::info!(%offset, bytes, "snapshot complete");
-                        return Ok(());
+                        let taken = sink.finish(&address, &*clock).await?;
+                        tracing::info!(%offset, bytes = taken.bytes, "snapshot complete");
+                        return Ok(taken);
                     }
                 }
             }
@@ -286,8 +465,9 @@ pub async fn fetch(
     uploader: Arc<Uploader>,
     encoder: Arc<Encoder>,
     budget: Arc<Budget>,
+    parting: Arc<Parting>,
     clock: Arc<dyn Clock>,
-) -> Result<(Offset, u64), SnapshotFailure> {
+) -> Result<Taken, SnapshotFailure> {
     let address = source.to_string();
     let failed = |reason: String| SnapshotFailure::Connection {
         address: source.to_string(),
@@ -319,6 +499,7 @@ pub async fn fetch(
                     Arc::clone(&uploader),
                     Arc::clone(&encoder),
                     Arc::clone(&budget),
+                    Arc::clone(&parting),
                     offset,
                     &*clock,
                 );
@@ -331,10 +512,9 @@ pub async fn fetch(
             }
             Event::PayloadEnds { .. } => {
                 let sink = sink.ok_or_else(|| failed("a payload without an offset".into()))?;
-                let offset = sink.offset;
                 // Else an older master goes on feeding it while the store takes its time.
                 drop(link);
-                return Ok((offset, sink.finish(&address).await?));
+                return sink.finish(&address, &*clock).await;
             }
             Event::Refused(refusal) => return Err(SnapshotFailure::Refused { address, refusal }),
             Event::Stream(_) | Event::Continued { .. } => {
@@ -376,3 +556,6 @@ mod tests {
         assert!(longest >= 30_000);
     }
 }
+
+#[cfg(test)]
+mod parts_tests;

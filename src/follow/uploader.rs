@@ -1,18 +1,26 @@
-//! Sealed pieces into the store, a few at a time, retried for ever; what is durable moves in order.
+//! Sealed pieces into the store, a few at a time, retried for ever; what is durable moves in order. What waits
+//! beyond half of the memory budget waits in the spool, where there is one.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{
+    Notify, OwnedSemaphorePermit, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, watch,
+};
 use tokio::task::JoinHandle;
 
 use crate::archive::block::{BlockContext, Boundary};
 use crate::archive::layout::{Object, ObjectName, Span};
 use crate::archive::segment::verify_segment;
-use crate::follow::budget::Reservation;
+use crate::clock::Clock;
+use crate::follow::budget::{Budget, Reservation};
 use crate::follow::durable::Durable;
+use crate::follow::rate::Rate;
+use crate::follow::spool::{Share, Spool, SpoolError, Spooled};
+use crate::position::Ticks;
 use crate::store::{Store, StoreError, StoreErrorKind, create_or_same};
 
 /// Pieces that are written at the same time.
@@ -21,6 +29,9 @@ pub const UPLOADS_IN_FLIGHT_MAX: usize = 4;
 pub const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// The longest wait before a retry.
 pub const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Uploads in a row that must succeed one at a time after one that failed, before they go together again: on a
+/// slow line those that share it would all run out of time, again and again.
+pub const ALONE_AFTER_FAILURE: u32 = 16;
 
 /// A compressed block and its share of the memory budget.
 pub type EncodedBlock = JoinHandle<(Bytes, Reservation)>;
@@ -36,6 +47,31 @@ pub struct Piece {
     pub blocks: Vec<EncodedBlock>,
 }
 
+/// A piece whose blocks are compressed.
+#[derive(Debug)]
+enum Waiting {
+    Memory(Vec<Bytes>, Vec<Reservation>),
+    Spooled(Spooled),
+}
+
+/// A piece whose turn has not come.
+#[derive(Debug)]
+struct Queued {
+    span: Span,
+    boundary: Option<Boundary>,
+    waiting: JoinHandle<Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    pieces: VecDeque<Queued>,
+    /// Whether a task takes them out one by one.
+    served: bool,
+    /// Pieces that were put in, and that were taken out, since the start.
+    came: u64,
+    went: u64,
+}
+
 /// What the rest of the process may know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
@@ -47,6 +83,21 @@ pub struct Progress {
     pub in_flight: usize,
     /// The store refuses at the moment, in its words.
     pub failing: Option<String>,
+    /// A piece could not be read back from a scratch file: what follows it never becomes durable here.
+    pub lost: Option<String>,
+}
+
+/// What all uploads of a process share, over links and timelines.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// Memory for everything in flight.
+    pub budget: Arc<Budget>,
+    /// Where to put what exceeds it.
+    pub spool: Option<Arc<Spool>>,
+    /// How often an upload may begin; `None` as often as there is something.
+    pub rate: Option<Arc<Mutex<Rate>>>,
+    /// Tells the rate's time.
+    pub clock: Arc<dyn Clock>,
 }
 
 /// Uploads for one timeline.
@@ -54,15 +105,74 @@ pub struct Progress {
 pub struct Uploader {
     store: Arc<dyn Store>,
     context: BlockContext,
+    shared: Shared,
     durable: Mutex<Durable>,
     progress: watch::Sender<Progress>,
     in_flight: AtomicUsize,
-    slots: Semaphore,
+    queue: Mutex<Queue>,
+    slots: Arc<Semaphore>,
+    /// Bytes that are being uploaded.
+    uploading: AtomicU64,
+    uploaded: Notify,
+    /// A piece was taken out of the queue.
+    turn: Notify,
+    line: Line,
+}
+
+/// The way to the store: shared while all is well, one upload at a time for a while after a failure.
+#[derive(Debug, Default)]
+struct Line {
+    /// Fair: whoever goes alone waits for those on their way, and they do not overtake.
+    lock: RwLock<()>,
+    alone: AtomicU32,
+}
+
+/// A place on the line, until dropped.
+enum OnLine<'a> {
+    Together { _guard: RwLockReadGuard<'a, ()> },
+    Alone { _guard: RwLockWriteGuard<'a, ()> },
+}
+
+impl Line {
+    async fn enter(&self) -> OnLine<'_> {
+        if self.alone.load(Ordering::Acquire) == 0 {
+            let guard = self.lock.read().await;
+            // It may have failed while this one waited.
+            if self.alone.load(Ordering::Acquire) == 0 {
+                return OnLine::Together { _guard: guard };
+            }
+        }
+        OnLine::Alone {
+            _guard: self.lock.write().await,
+        }
+    }
+
+    fn failed(&self) {
+        self.alone.store(ALONE_AFTER_FAILURE, Ordering::Release);
+    }
+
+    fn went_well(&self, on_line: &OnLine<'_>) {
+        if matches!(on_line, OnLine::Alone { .. }) {
+            let less = |alone: u32| Some(alone.saturating_sub(1));
+            let _ = self
+                .alone
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Uploader {
     /// Uploads under `context`; the archive already reaches up to `known`.
-    pub fn new(store: Arc<dyn Store>, context: BlockContext, known: Option<Boundary>) -> Arc<Self> {
+    pub fn new(
+        store: Arc<dyn Store>,
+        context: BlockContext,
+        known: Option<Boundary>,
+        shared: Shared,
+    ) -> Arc<Self> {
         let durable = Durable::new(known);
         let progress = Progress {
             durable: durable.boundary(),
@@ -71,10 +181,16 @@ impl Uploader {
         Arc::new(Self {
             store,
             context,
+            shared,
             durable: Mutex::new(durable),
             progress: watch::Sender::new(progress),
             in_flight: AtomicUsize::new(0),
-            slots: Semaphore::new(UPLOADS_IN_FLIGHT_MAX),
+            queue: Mutex::default(),
+            slots: Arc::new(Semaphore::new(UPLOADS_IN_FLIGHT_MAX)),
+            uploading: AtomicU64::new(0),
+            uploaded: Notify::new(),
+            turn: Notify::new(),
+            line: Line::default(),
         })
     }
 
@@ -88,6 +204,11 @@ impl Uploader {
         &self.store
     }
 
+    /// What it shares with all others.
+    pub fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// Follows the progress.
     pub fn subscribe(&self) -> watch::Receiver<Progress> {
         self.progress.subscribe()
@@ -98,14 +219,24 @@ impl Uploader {
         self.progress.borrow().durable
     }
 
+    /// Why not everything that was received will be in the store: a scratch file could not be read.
+    pub fn lost(&self) -> Option<String> {
+        self.progress.borrow().lost.clone()
+    }
+
     /// Pieces on their way.
     pub fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Acquire)
     }
 
-    /// Whether another piece would start at once rather than wait: else the next one may go on gathering.
-    pub fn has_slot(&self) -> bool {
-        self.in_flight() < UPLOADS_IN_FLIGHT_MAX
+    /// When another piece would start at once rather than wait: until then the next one may go on gathering.
+    /// `None` before one of those on their way is stored.
+    pub fn ready_at(&self, now: Ticks) -> Option<Ticks> {
+        if self.in_flight() >= UPLOADS_IN_FLIGHT_MAX {
+            return None;
+        }
+        let rate = self.shared.rate.as_ref();
+        Some(rate.map_or(now, |rate| lock(rate).ready_at(now)))
     }
 
     /// Starts to upload a piece. Retried until it is there or the process ends.
@@ -113,46 +244,217 @@ impl Uploader {
         let in_flight = self.in_flight.fetch_add(1, Ordering::AcqRel) + 1;
         self.progress
             .send_modify(|progress| progress.in_flight = in_flight);
+        let mut queue = lock(&self.queue);
+        let number = queue.came;
+        queue.came += 1;
         let uploader = Arc::clone(self);
-        tokio::spawn(async move { uploader.upload(piece).await });
+        queue.pieces.push_back(Queued {
+            span: piece.span,
+            boundary: piece.boundary,
+            waiting: tokio::spawn(async move { uploader.compressed(piece.blocks, number).await }),
+        });
+        if !queue.served {
+            queue.served = true;
+            let uploader = Arc::clone(self);
+            tokio::spawn(async move { uploader.serve_queue().await });
+        }
     }
 
-    async fn upload(self: Arc<Self>, piece: Piece) {
-        let mut bytes = Vec::with_capacity(piece.blocks.len());
-        let mut held = Vec::with_capacity(piece.blocks.len());
-        for block in piece.blocks {
+    /// Waits for the compression, and puts into the spool what will have to wait while memory is short.
+    async fn compressed(&self, blocks: Vec<EncodedBlock>, number: u64) -> Waiting {
+        let mut bytes = Vec::with_capacity(blocks.len());
+        let mut held = Vec::with_capacity(blocks.len());
+        for block in blocks {
             let (block, reservation) = block
                 .await
                 .expect("compression is neither cancelled nor panics");
             bytes.push(block);
             held.push(reservation);
         }
+        let Some(spool) = &self.shared.spool else {
+            return Waiting::Memory(bytes, held);
+        };
+        let length = bytes.iter().map(|bytes| bytes.len() as u64).sum();
+        loop {
+            let (turn, freed) = (self.turn.notified(), spool.freed());
+            if !self.has_to_wait(number, length) || !self.shared.budget.is_over_half() {
+                return Waiting::Memory(bytes, held);
+            }
+            bytes = match spool.put(bytes, Share::Whole).await {
+                Ok(spooled) => return Waiting::Spooled(spooled),
+                Err(bytes) => bytes,
+            };
+            if lock(&self.queue).went > number {
+                return Waiting::Memory(bytes, held);
+            }
+            // Offered again when there is room, as long as it is not its turn.
+            tokio::select! {
+                () = turn => {}
+                () = freed => {}
+            }
+        }
+    }
+
+    /// Whether the upload of a piece would not begin now.
+    fn has_to_wait(&self, number: u64, bytes: u64) -> bool {
+        let went = lock(&self.queue).went;
+        let has_slot = went > number || (went == number && self.slots.available_permits() > 0);
+        !has_slot || !self.may_upload(bytes)
+    }
+
+    /// Takes the pieces out in order, each when there is a slot, a token, and memory for it.
+    async fn serve_queue(self: Arc<Self>) {
+        loop {
+            let slot = Arc::clone(&self.slots)
+                .acquire_owned()
+                .await
+                .expect("the semaphore is never closed");
+            let queued = {
+                let mut queue = lock(&self.queue);
+                let Some(queued) = queue.pieces.pop_front() else {
+                    queue.served = false;
+                    return;
+                };
+                queue.went += 1;
+                queued
+            };
+            self.turn.notify_waiters();
+            self.token().await;
+            let waiting = queued
+                .waiting
+                .await
+                .expect("waiting in the spool neither panics nor is cancelled");
+            let (bytes, held) = match self.in_memory(waiting).await {
+                Ok(ready) => ready,
+                Err(error) => {
+                    self.lose(queued.span, &error);
+                    continue;
+                }
+            };
+            let uploader = Arc::clone(&self);
+            tokio::spawn(async move {
+                uploader
+                    .upload(queued.span, queued.boundary, bytes, held, slot)
+                    .await;
+            });
+        }
+    }
+
+    /// Waits until the rate allows another upload.
+    async fn token(&self) {
+        let Some(rate) = &self.shared.rate else {
+            return;
+        };
+        loop {
+            let now = self.shared.clock.ticks();
+            let taken = lock(rate).take(now);
+            match taken {
+                Ok(()) => return,
+                Err(ready) => tokio::time::sleep(Duration::from_millis(ready.since(now))).await,
+            }
+        }
+    }
+
+    /// With a spool, what is being uploaded leaves half of the memory to what comes in.
+    fn may_upload(&self, bytes: u64) -> bool {
+        let uploading = self.uploading.load(Ordering::Acquire);
+        uploading == 0
+            || self.shared.spool.is_none()
+            || uploading + bytes <= self.shared.budget.bytes_max() / 2
+    }
+
+    /// Waits for memory, and reads back what was in the spool.
+    async fn in_memory(
+        &self,
+        waiting: Waiting,
+    ) -> Result<(Vec<Bytes>, Vec<Reservation>), SpoolError> {
+        let budget = &self.shared.budget;
+        let (length, spooled) = match &waiting {
+            Waiting::Memory(bytes, _) => (bytes.iter().map(|b| b.len() as u64).sum(), false),
+            Waiting::Spooled(spooled) => (spooled.bytes(), true),
+        };
+        loop {
+            let uploaded = self.uploaded.notified();
+            let freed = budget.freed();
+            let alone = self.uploading.load(Ordering::Acquire) == 0;
+            // Alone it goes on in any case: what holds the memory may be waiting behind it.
+            let has_memory = !spooled || budget.used() + length <= budget.bytes_max();
+            if alone || (has_memory && self.may_upload(length)) {
+                break;
+            }
+            tokio::select! {
+                () = uploaded => {}
+                () = freed => {}
+            }
+        }
+        self.uploading.fetch_add(length, Ordering::AcqRel);
+        match waiting {
+            Waiting::Memory(bytes, held) => Ok((bytes, held)),
+            Waiting::Spooled(spooled) => {
+                let held = budget.reserve(length);
+                match spooled.take().await {
+                    Ok(bytes) => Ok((vec![bytes], vec![held])),
+                    Err(error) => {
+                        self.end_upload(length);
+                        Err(error)
+                    }
+                }
+            }
+        }
+    }
+
+    fn end_upload(&self, bytes: u64) {
+        self.uploading.fetch_sub(bytes, Ordering::AcqRel);
+        self.uploaded.notify_waiters();
+    }
+
+    /// Nothing behind such a piece is ever confirmed as durable here; whoever follows has to ask for it again.
+    fn lose(&self, span: Span, error: &SpoolError) {
+        tracing::error!(first = %span.first, last = %span.last, "{error}; asking the master for it again");
+        let in_flight = self.in_flight.fetch_sub(1, Ordering::AcqRel) - 1;
+        self.progress.send_modify(|progress| {
+            progress.in_flight = in_flight;
+            progress.lost.get_or_insert_with(|| error.to_string());
+        });
+    }
+
+    async fn upload(
+        &self,
+        span: Span,
+        boundary: Option<Boundary>,
+        mut bytes: Vec<Bytes>,
+        held: Vec<Reservation>,
+        slot: OwnedSemaphorePermit,
+    ) {
+        let length = bytes.iter().map(|bytes| bytes.len() as u64).sum();
         let object = Object::Segment {
             seq: self.context.timeline,
             id: self.context.id,
-            span: piece.span,
+            span,
             merged: false,
         };
         let name = object.name();
-        {
-            let _slot = self
-                .slots
-                .acquire()
-                .await
-                .expect("the semaphore is never closed");
-            self.create(&name, bytes).await;
+        // Copied once here rather than for each try by a store that sends one body.
+        if bytes.len() > 1 {
+            bytes = vec![bytes.concat().into()];
         }
-        drop(held);
+        self.create(&name, bytes).await;
+        drop((held, slot));
+        self.end_upload(length);
         tracing::debug!(object = %name, "segment stored");
-        self.stored(|durable| durable.confirm(piece.span, piece.boundary));
+        self.stored(|durable| durable.confirm(span, boundary));
     }
 
     /// Creates an object, however long it takes.
     async fn create(&self, name: &ObjectName, bytes: Vec<Bytes>) {
         let mut retry = Retry::new();
         loop {
+            let on_line = self.line.enter().await;
             match create_or_same(&*self.store, name, bytes.clone()).await {
-                Ok(_) => break,
+                Ok(_) => {
+                    self.line.went_well(&on_line);
+                    break;
+                }
                 // Another streamer of this history cut the same piece and noted other times inside.
                 Err(error)
                     if error.kind == StoreErrorKind::Conflict
@@ -161,6 +463,8 @@ impl Uploader {
                     break;
                 }
                 Err(error) => {
+                    self.line.failed();
+                    drop(on_line);
                     let wait = retry.after(&error);
                     let said = error.to_string();
                     self.progress
@@ -198,7 +502,7 @@ impl Uploader {
 
     fn stored(&self, change: impl FnOnce(&mut Durable)) {
         let boundary = {
-            let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut durable = lock(&self.durable);
             change(&mut durable);
             durable.boundary()
         };
@@ -300,3 +604,6 @@ mod tests {
         assert!(wait >= Duration::from_secs(1) && wait <= Duration::from_secs(2));
     }
 }
+
+#[cfg(test)]
+mod queue_tests;

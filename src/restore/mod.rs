@@ -1,5 +1,6 @@
 //! From the store to a server: a plan's bytes, checked on the way, into a running server or into files.
 
+mod ahead;
 mod door;
 pub mod mapped;
 mod refusal;

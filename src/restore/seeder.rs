@@ -124,8 +124,12 @@ pub struct SeedProgress {
     pub named: Option<ReplicationId>,
     /// How often the server asked for the plan and was let: once on each connection.
     pub asked: u32,
-    /// Payload bytes sent.
+    /// The length of the payload, once a connection needed it.
+    pub payload_bytes: u64,
+    /// Payload bytes sent on the last connection.
     pub payload_sent: u64,
+    /// Bytes of the replication stream sent on it.
+    pub stream_sent: u64,
     /// Everything was handed to the connection.
     pub all_sent: bool,
     /// The replica's last acknowledgement.
@@ -523,6 +527,7 @@ impl Connection {
         let approved = offering.approved(question).await?;
         offering.progress.send_modify(|progress| {
             progress.asked += 1;
+            (progress.payload_sent, progress.stream_sent) = (0, 0);
             progress.all_sent = false;
             progress.acknowledged = None;
         });
@@ -569,6 +574,9 @@ impl Connection {
     async fn send_payload(&mut self, offering: &Offering, id: ReplicationId) -> Result<(), Ended> {
         let plan = &offering.plan;
         let total = source::payload_bytes(&*offering.store, plan).await?;
+        offering
+            .progress
+            .send_modify(|progress| progress.payload_bytes = total);
         self.core
             .full_resync(self.clock.ticks(), id, plan.snapshot.offset, Some(total))?;
         self.flush(offering).await?;
@@ -610,7 +618,12 @@ impl Connection {
                 }
             };
             let Some(bytes) = next else { return Ok(()) };
+            let sent = bytes.len() as u64;
             self.core.stream(bytes)?;
+            self.flush(offering).await?;
+            offering
+                .progress
+                .send_modify(|progress| progress.stream_sent += sent);
         }
     }
 }

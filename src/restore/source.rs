@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use super::ahead::{self, ReadAhead};
 use super::rewrite::{Rewriter, Tally};
 use crate::archive::block::{Block, Content, decode_header};
 use crate::archive::layout::{ArchiveId, Object, ObjectName};
@@ -17,8 +18,6 @@ use crate::position::{Offset, UnixMillis};
 use crate::proto::resp::{CommandCursor, Malformed};
 use crate::store::{Store, StoreError};
 
-/// Bytes of an object read at once.
-const READ_BYTES: u64 = 4 * 1024 * 1024;
 /// Pieces read ahead of whoever takes them.
 const PIECES_AHEAD_MAX: usize = 2;
 /// The end block of a snapshot lies within this many last bytes of its object.
@@ -160,12 +159,17 @@ async fn give(sender: &mpsc::Sender<Result<Bytes, SourceError>>, bytes: Bytes) -
 
 /// The plan's RDB payload.
 pub fn payload(store: Arc<dyn Store>, archive: ArchiveId, plan: &Plan) -> Checked {
-    let name = plan.snapshot.name.clone();
+    let objects = plan.snapshot.objects();
+    let name = objects
+        .first()
+        .map_or_else(|| plan.snapshot.name.clone(), |(name, _)| name.clone());
     Checked::spawn(move |sender, _| async move {
         let damaged = |error| SourceError::Snapshot {
             name: name.clone(),
             error: Box::new(error),
         };
+        // The first part has the others behind it.
+        let mut parts = objects.iter().map(|(name, _)| name.clone()).skip(1);
         let object = Object::parse(name.as_str()).ok_or_else(|| SourceError::WrongKind {
             name: name.clone(),
             kind: "snapshot",
@@ -173,18 +177,18 @@ pub fn payload(store: Arc<dyn Store>, archive: ArchiveId, plan: &Plan) -> Checke
         let mut reader = SnapshotReader::new(&object)
             .map_err(damaged)?
             .in_archive(archive);
-        let mut at = 0;
-        loop {
-            let bytes = store.read(&name, Some(at..at + READ_BYTES)).await?;
-            if bytes.is_empty() {
-                break;
-            }
-            at += bytes.len() as u64;
-            reader.push(bytes);
+        let mut objects = ReadAhead::new(store, objects.clone());
+        while let Some(piece) = objects.next().await? {
+            reader.push(piece.bytes);
             while let Some(bytes) = reader.next().map_err(damaged)? {
                 if !give(&sender, bytes).await {
                     return Ok(());
                 }
+            }
+            if piece.last
+                && let Some(part) = parts.next()
+            {
+                reader.begin_part(part).map_err(damaged)?;
             }
         }
         reader.finish().map(drop).map_err(damaged)
@@ -196,9 +200,9 @@ pub fn payload(store: Arc<dyn Store>, archive: ArchiveId, plan: &Plan) -> Checke
 /// # Errors
 /// [`SourceError`].
 pub async fn payload_bytes(store: &dyn Store, plan: &Plan) -> Result<u64, SourceError> {
-    let name = &plan.snapshot.name;
-    let from = plan.snapshot.bytes.saturating_sub(END_BLOCK_BYTES_MAX);
-    let tail = store.read(name, Some(from..plan.snapshot.bytes)).await?;
+    let (name, length) = plan.snapshot.last_object();
+    let from = length.saturating_sub(END_BLOCK_BYTES_MAX);
+    let tail = ahead::read(store, &name, from..length).await?;
     // Headers bear a checksum of their own, so what decodes as one is one.
     (0..tail.len())
         .rev()
@@ -209,7 +213,7 @@ pub async fn payload_bytes(store: &dyn Store, plan: &Plan) -> Result<u64, Source
             },
             _ => None,
         })
-        .ok_or_else(|| SourceError::NoEnd { name: name.clone() })
+        .ok_or(SourceError::NoEnd { name })
 }
 
 /// The plan's replication stream, cut at its target, which must be a command boundary.
@@ -228,11 +232,12 @@ pub fn stream(
             cursor: CommandCursor::new(start, None),
             rewriter: rewriting.then(|| Rewriter::new(Rewriting::default())),
             times: Times::new(&legs),
+            objects: ReadAhead::new(store, objects_of(&legs)),
             sender,
             told,
         };
         for leg in &legs {
-            if !stream.read_leg(&*store, archive, leg).await? {
+            if !stream.read_leg(archive, leg).await? {
                 return Ok(());
             }
         }
@@ -246,8 +251,17 @@ pub fn stream(
     })
 }
 
+fn objects_of(legs: &[Leg]) -> Vec<(ObjectName, u64)> {
+    legs.iter()
+        .flat_map(|leg| &leg.segments)
+        .map(|segment| (segment.name.clone(), segment.bytes))
+        .collect()
+}
+
 /// A replication stream that is being read.
 struct Stream {
+    /// The segments of all legs.
+    objects: ReadAhead,
     cursor: CommandCursor,
     rewriter: Option<Rewriter>,
     times: Times,
@@ -257,12 +271,7 @@ struct Stream {
 
 impl Stream {
     /// `false` where nobody takes any more.
-    async fn read_leg(
-        &mut self,
-        store: &dyn Store,
-        archive: ArchiveId,
-        leg: &Leg,
-    ) -> Result<bool, SourceError> {
+    async fn read_leg(&mut self, archive: ArchiveId, leg: &Leg) -> Result<bool, SourceError> {
         if let Some(rewriter) = &mut self.rewriter {
             rewriter.set_rewriting(Rewriting::of(&leg.source));
         }
@@ -288,14 +297,8 @@ impl Stream {
             let mut reader = SegmentReader::new(&object)
                 .map_err(damaged)?
                 .in_archive(archive);
-            let mut at = 0;
-            loop {
-                let bytes = store.read(name, Some(at..at + READ_BYTES)).await?;
-                if bytes.is_empty() {
-                    break;
-                }
-                at += bytes.len() as u64;
-                reader.push(bytes);
+            while let Some(piece) = self.objects.next().await? {
+                reader.push(piece.bytes);
                 while let Some(block) = reader.next().map_err(damaged)? {
                     let marks = self.rewriter.as_ref().map(|_| Marks::of(&block));
                     let bytes = cut(block, reached, leg.to);
@@ -305,6 +308,9 @@ impl Stream {
                     if !self.give(bytes, first, marks).await {
                         return Ok(false);
                     }
+                }
+                if piece.last {
+                    break;
                 }
             }
             reader.finish().map_err(damaged)?;

@@ -11,7 +11,7 @@ use super::mapped::{self, PrepareError, Prepared};
 use super::refusal;
 use super::rewrite::Tally;
 use super::seeder::{Offering, SeedProgress, Seeder, Serving, TakeBack};
-use super::source::SourceError;
+use super::source::{SourceError, Spelling};
 use crate::archive::document::Source;
 use crate::archive::layout::ArchiveId;
 use crate::archive::plan::{Plan, PlanError, Target, plan};
@@ -22,6 +22,7 @@ use crate::position::{Offset, Position, ReplicationId, Ticks};
 use crate::server::control::{Control, ControlError};
 use crate::server::info::Info;
 use crate::store::Store;
+use crate::store::catalog::{self, CatalogError};
 
 /// Without any progress for this long, a seed has failed. A server of 60 s `repl-timeout` gives up earlier.
 pub const SEED_SILENCE: Duration = Duration::from_secs(120);
@@ -131,6 +132,23 @@ pub enum SeedError {
         /// How far it came.
         state: String,
     },
+    /// It has everything that was planned, which is not everything any more. It stays our replica.
+    #[error(
+        "not promoted: the archive grew while the server was filled: another Perennial still stores what its own \
+         server takes; going on until that one stops (if it does not, two masters of one history are alive: stop the \
+         one that is to go)"
+    )]
+    Outgrown {
+        /// Where the archive ends now.
+        head: Position,
+        /// It cannot be continued: the next attempt fills it anew.
+        anew: bool,
+    },
+    /// It has everything that was planned; whether that is all there is cannot be told. It stays our replica.
+    #[error(
+        "not promoted: the server is filled, but the archive cannot be read to see whether it grew meanwhile: {0}"
+    )]
+    Unconfirmed(CatalogError),
     /// The server could not apply everything it was sent.
     #[error(
         "the server answered {errors} commands of the archive with errors: it is older than the server that \
@@ -167,7 +185,8 @@ pub struct Seed<'a> {
 
 impl Seed<'_> {
     /// Carries the seed out. `unchanged` tells whether the server, as it says of itself inside the takeover
-    /// transaction, is still what was decided on; else what changed.
+    /// transaction, is still what was decided on; else what changed. `told` hears now and then how many bytes were sent,
+    /// and of how many.
     ///
     /// # Errors
     /// [`SeedError`]. Before it is served the server is given back as it was; afterwards it stays our replica, which
@@ -176,6 +195,7 @@ impl Seed<'_> {
         mut self,
         control: &mut Control,
         unchanged: impl Fn(&Info) -> Result<(), &'static str>,
+        told: impl FnMut(u64, u64) + Send,
     ) -> Result<Offset, SeedError> {
         let before = control.info().await?;
         if self.approach != Approach::TakeOver && takes_writes(&before) {
@@ -217,7 +237,14 @@ impl Seed<'_> {
         };
         say(&self.address, &self.plan, &prepared);
         let outcome = self
-            .wait(control, &mut seen, &offering, &prepared, errors_before)
+            .wait(
+                control,
+                &mut seen,
+                &offering,
+                &prepared,
+                errors_before,
+                told,
+            )
             .await;
         if let Err(error) = outcome {
             if matches!(error, SeedError::Errors { .. }) {
@@ -228,10 +255,29 @@ impl Seed<'_> {
             let asked = offering.progress.borrow().asked > 0;
             return Err(known.explain(error, asked));
         }
-        let promoted = control.promote().await;
+        let promoted = match control.kept_alive(self.confirm(&prepared)).await {
+            Ok(Ok(())) => control.promote().await.map_err(Into::into),
+            Ok(Err(not_all)) => Err(not_all),
+            Err(error) => Err(error.into()),
+        };
         self.seeder.serve(Serving::Undecided);
-        promoted?;
-        Ok(prepared.end)
+        promoted.map(|()| prepared.end)
+    }
+
+    /// Reads the archive once more: another streamer may have stored, and acknowledged, what the plan does not know.
+    async fn confirm(&self, prepared: &Prepared) -> Result<(), SeedError> {
+        let loaded = catalog::load(&*self.store, &[])
+            .await
+            .map_err(SeedError::Unconfirmed)?;
+        let beyond = loaded
+            .catalog
+            .head_beyond(prepared.approved.id, prepared.end);
+        beyond.map_or(Ok(()), |head| {
+            Err(SeedError::Outgrown {
+                head,
+                anew: prepared.approved.spelling == Spelling::Rewritten,
+            })
+        })
     }
 
     /// A replica of ours goes on where it stands only with archived bytes under their own id. Else it is filled
@@ -374,6 +420,7 @@ impl Seed<'_> {
         offering: &Offering,
         prepared: &Prepared,
         errors_before: u64,
+        mut told: impl FnMut(u64, u64) + Send,
     ) -> Result<(), SeedError> {
         let end = prepared.end;
         let mut answered = 0;
@@ -383,6 +430,12 @@ impl Seed<'_> {
         let (mut last_moved, mut asked_at) = (began, began);
         loop {
             let progress = seen.borrow_and_update().clone();
+            if progress.asked > 0 {
+                told(
+                    progress.payload_sent + progress.stream_sent,
+                    progress.payload_bytes + self.plan.stream_bytes(),
+                );
+            }
             if progress.question != answered {
                 let bears = self.still_the_same(control, prepared).await?;
                 answered = progress.question;

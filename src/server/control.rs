@@ -115,6 +115,9 @@ fn hint(answer: &str) -> &'static str {
         "; check the user and password in --redis and --redis-password-file"
     } else if answer.contains("NOPERM") {
         "; the ACL user needs +psync +replconf +info, for seeds +multi +exec +replicaof, and may have +config|get"
+    } else if answer.starts_with("OOM") {
+        "; it uses more memory than its maxmemory allows, and then takes no transaction, however empty it is: raise \
+         its maxmemory"
     } else {
         ""
     }

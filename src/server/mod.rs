@@ -2,6 +2,7 @@
 //! change its role. The replication protocol itself is `proto`'s.
 
 pub mod control;
+pub mod examine;
 pub mod info;
 pub mod net;
 pub mod tls;

@@ -9,8 +9,12 @@ use crate::archive::layout::{
 };
 use crate::archive::segment::SegmentReader;
 use crate::archive::timeline::{Catalog, SegmentEntry};
-use crate::position::{Position, ReplicationId, TimelineSeq, UnixMillis};
+use crate::position::{Position, ReplicationId, Ticks, TimelineSeq, UnixMillis};
 use crate::store::{Store, StoreError, StoreErrorKind, create_or_same};
+
+mod kept;
+
+pub use kept::{KEPT_OBJECTS_MAX, Kept, Listing, RELIST_MILLIS};
 
 /// How many bytes of an object are read at once.
 pub const READ_BYTES: u64 = 8 * 1024 * 1024;
@@ -39,6 +43,15 @@ pub enum CatalogError {
         /// The store.
         address: String,
     },
+    /// The document is gone and what it was the document of is there: with another one it could not be restored.
+    #[error(
+        "archive.json is missing at {address}, and timelines are there: nothing was written. Put that archive.json back, \
+         from a version that the bucket kept or from a copy; only to begin anew, give another address"
+    )]
+    Beheaded {
+        /// The store.
+        address: String,
+    },
     /// The archive belongs to another data set.
     #[error(
         "the archive at {address} belongs to the data set {found}, not to {wanted}: nothing was written; \
@@ -59,7 +72,10 @@ impl CatalogError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Store(error) => error.is_retryable(),
-            Self::Document { .. } | Self::Missing { .. } | Self::WrongName { .. } => false,
+            Self::Document { .. }
+            | Self::Missing { .. }
+            | Self::Beheaded { .. }
+            | Self::WrongName { .. } => false,
         }
     }
 }
@@ -71,6 +87,7 @@ pub struct Loaded {
     pub catalog: Catalog,
     boundaries: BTreeMap<TimelineSeq, Boundary>,
     damaged: Vec<Damaged>,
+    listing: Listing,
 }
 
 /// A segment at the end of a timeline that cannot be trusted.
@@ -89,6 +106,11 @@ pub struct Damaged {
 }
 
 impl Loaded {
+    /// How much was listed for it.
+    pub fn listing(&self) -> Listing {
+        self.listing
+    }
+
     /// Everything damaged that was met.
     pub fn all_damaged(&self) -> &[Damaged] {
         &self.damaged
@@ -203,35 +225,57 @@ async fn last_boundary(
         .map_err(|error| error.to_string()))
 }
 
-/// Reads the catalogue: one listing, and every timeline's document. The ends of the head, of the newest
+/// Reads the catalogue: everything is listed, every timeline's document read. The ends of the head, of the newest
 /// timeline and of the timelines under `ids` are looked into.
 ///
 /// # Errors
 /// [`CatalogError`]; an archive written by a newer version is one.
 pub async fn load(store: &dyn Store, ids: &[ReplicationId]) -> Result<Loaded, CatalogError> {
-    let archive = read_archive(store)
-        .await?
-        .ok_or_else(|| CatalogError::Missing {
-            address: store.address(),
-        })?;
-    let listed = store.list(timelines_prefix(), None).await?;
-    let mut documents = Vec::new();
-    let mut objects = Vec::new();
-    for entry in listed {
-        let Some(object) = Object::parse(entry.name.as_str()) else {
-            continue;
-        };
-        if matches!(object, Object::Timeline { .. }) {
-            documents.push(read_document(store, &entry.name, TimelineDocument::decode).await?);
+    load_kept(store, ids, &mut Kept::default(), Listing::Whole, Ticks(0)).await
+}
+
+/// The same for whoever looks again and again: with [`Listing::Later`] only what came since the last look is listed,
+/// where that is cheaper. [`Loaded::listing`] tells what was done.
+///
+/// # Errors
+/// As [`load`].
+pub async fn load_kept(
+    store: &dyn Store,
+    ids: &[ReplicationId],
+    kept: &mut Kept,
+    listing: Listing,
+    now: Ticks,
+) -> Result<Loaded, CatalogError> {
+    match load_once(store, ids, kept, listing, now).await {
+        // Something that was listed long ago was merged or pruned since.
+        Err(CatalogError::Store(error))
+            if listing == Listing::Later && error.kind == StoreErrorKind::NotFound =>
+        {
+            load_once(store, ids, kept, Listing::Whole, now).await
         }
-        objects.push((entry.name, object, entry.bytes));
+        loaded => loaded,
     }
-    let catalog = Catalog::new(Some(archive), documents, objects);
+}
+
+async fn load_once(
+    store: &dyn Store,
+    ids: &[ReplicationId],
+    kept: &mut Kept,
+    listing: Listing,
+    now: Ticks,
+) -> Result<Loaded, CatalogError> {
+    let Some(archive) = read_archive(store).await? else {
+        return Err(without_document(store).await?);
+    };
+    let listing = kept.list(store, listing, now).await?;
+    let (documents, objects) = kept.parts();
     let mut loaded = Loaded {
-        catalog,
+        catalog: Catalog::new(Some(archive), documents, objects),
         boundaries: BTreeMap::new(),
         damaged: Vec::new(),
+        listing,
     };
+    kept.trim();
     let accepted = loaded
         .catalog
         .head()
@@ -290,16 +334,28 @@ async fn read_archive(store: &dyn Store) -> Result<Option<ArchiveDocument>, Cata
     match read_document(store, &name, ArchiveDocument::decode).await {
         Ok(document) => Ok(Some(document)),
         Err(CatalogError::Store(error)) if error.kind == StoreErrorKind::NotFound => {
-            // A missing place is not a missing document.
-            store.list(timelines_prefix(), None).await?;
+            // A missing place is not a missing document; any list tells, and this one is short.
+            store.list(name.as_str(), None).await?;
             Ok(None)
         }
         Err(error) => Err(error),
     }
 }
 
+/// Whether nothing is there, or an archive that lost its document: the second must not pass for a first start.
+async fn without_document(store: &dyn Store) -> Result<CatalogError, StoreError> {
+    let address = store.address();
+    let timelines = store.list(timelines_prefix(), None).await?;
+    Ok(if timelines.is_empty() {
+        CatalogError::Missing { address }
+    } else {
+        CatalogError::Beheaded { address }
+    })
+}
+
 /// Reads `archive.json`, or creates it. An archive of another name is refused: two hundred templated sidecars
-/// and one forgotten prefix must not write into one.
+/// and one forgotten prefix must not write into one. Nor is another one begun over timelines that are there: their
+/// blocks bear the id of the one that is gone, and a restore takes no others.
 ///
 /// # Errors
 /// [`CatalogError`].
@@ -320,6 +376,14 @@ pub async fn open_archive(
                 }
                 _ => Ok(found),
             };
+        }
+        let error = without_document(store).await?;
+        if matches!(error, CatalogError::Beheaded { .. }) {
+            // Somebody else may have created both since it was looked for.
+            if read_archive(store).await?.is_some() {
+                continue;
+            }
+            return Err(error);
         }
         let document = ArchiveDocument {
             format: DOCUMENT_FORMAT,
@@ -415,3 +479,6 @@ pub async fn accept(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

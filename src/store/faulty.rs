@@ -1,7 +1,6 @@
 //! Wraps a store and lets its operations fail, at a place or at random from a seed: for tests.
 //!
-//! Only operations that reach the store are counted: create, begin of an upload, each of its writes, its
-//! completion, read, list, delete and prepare. Giving an upload up always succeeds.
+//! Counted is each [`Operation`]. Giving an upload up always succeeds.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,7 +9,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::Notify;
 
+pub use super::Operation;
 use super::{Created, Listed, Store, StoreError, StoreErrorKind, Upload};
 use crate::archive::layout::ObjectName;
 
@@ -28,46 +29,11 @@ pub enum Fault {
     DoneButReportedFailed,
 }
 
-/// The operations that are told apart.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Operation {
-    /// [`Store::create`].
-    Create,
-    /// [`Store::begin_upload`].
-    BeginUpload,
-    /// [`Upload::write`].
-    Write,
-    /// [`Upload::complete`].
-    Complete,
-    /// [`Store::read`].
-    Read,
-    /// [`Store::list`].
-    List,
-    /// [`Store::delete`].
-    Delete,
-    /// [`Store::prepare`].
-    Prepare,
-}
-
-impl Operation {
-    const fn verb(self) -> &'static str {
-        match self {
-            Self::Create => "create",
-            Self::BeginUpload => "begin upload of",
-            Self::Write => "write",
-            Self::Complete => "complete",
-            Self::Read => "read",
-            Self::List => "list",
-            Self::Delete => "delete",
-            Self::Prepare => "prepare",
-        }
-    }
-}
-
 /// The switch for a [`FaultyStore`]'s faults. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
     state: Arc<Mutex<State>>,
+    let_go: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -78,6 +44,7 @@ struct State {
     at_kind: BTreeMap<(Operation, u64), Fault>,
     refuse_all: bool,
     delay_all: Option<u64>,
+    hold_all: bool,
     random: Option<Random>,
 }
 
@@ -123,6 +90,12 @@ impl Faults {
         self.lock().delay_all = (millis > 0).then_some(millis);
     }
 
+    /// Holds every operation until this is taken back.
+    pub fn hold_all(&self, hold: bool) {
+        self.lock().hold_all = hold;
+        self.let_go.notify_waiters();
+    }
+
     /// Takes all faults back; what was counted stays.
     pub fn clear(&self) {
         let mut state = self.lock();
@@ -131,6 +104,7 @@ impl Faults {
             by_kind: std::mem::take(&mut state.by_kind),
             ..State::default()
         };
+        self.let_go.notify_waiters();
     }
 
     /// How many operations there were.
@@ -156,6 +130,13 @@ impl Faults {
         };
         if let Some(millis) = late {
             tokio::time::sleep(Duration::from_millis(millis)).await;
+        }
+        loop {
+            let let_go = self.let_go.notified();
+            if !self.lock().hold_all {
+                break;
+            }
+            let_go.await;
         }
         fault.filter(|fault| !matches!(fault, Fault::Delay(_)))
     }

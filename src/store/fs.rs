@@ -205,6 +205,18 @@ impl Store for FsStore {
         .await
     }
 
+    async fn modified(&self, name: &ObjectName) -> Result<Option<UnixMillis>, StoreError> {
+        let target = name.clone();
+        self.blocking("look at", Some(name), move |place| {
+            match fs::metadata(place.path(&target)) {
+                Ok(metadata) => Ok(Some(modified(&metadata))),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(error),
+            }
+        })
+        .await
+    }
+
     async fn prepare(&self) -> Result<(), StoreError> {
         self.blocking("prepare", None, Place::prepare).await
     }

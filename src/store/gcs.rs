@@ -8,7 +8,8 @@
 //! of their own).
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -20,7 +21,7 @@ use google_cloud_storage::model_ext::ReadRange;
 use tokio::sync::OnceCell;
 
 use super::{Created, Listed, Store, StoreError, Upload};
-use crate::archive::layout::{Object, ObjectName};
+use crate::archive::layout::{Object, ObjectName, PROBE};
 use crate::position::UnixMillis;
 
 mod address;
@@ -37,9 +38,8 @@ use upload::{GcsUpload, Whole};
 
 /// Objects asked for in one page of a list; more are not given.
 const LIST_PAGE_OBJECTS: i32 = 1000;
-/// What [`Store::prepare`] creates to see whether creating works. No object name begins with a dot. The name is
-/// always the same: where it may not be deleted, one is left and not one for each start.
-const PROBE: &str = ".perennial-probe";
+/// So much is reserved for an object because an answer says how long it is, in bytes; the rest as it comes.
+const RESERVED_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// What is in it, for whoever finds it.
 const PROBE_TEXT: &[u8] =
     b"Created by Perennial to see whether it may write here. It may be deleted.\n";
@@ -54,7 +54,7 @@ pub struct GcsStore {
 #[derive(Debug)]
 struct Place {
     address: GcsAddress,
-    clients: OnceCell<Clients>,
+    clients: Mutex<Arc<OnceCell<Clients>>>,
 }
 
 impl GcsStore {
@@ -63,7 +63,7 @@ impl GcsStore {
         Self {
             place: Arc::new(Place {
                 address,
-                clients: OnceCell::new(),
+                clients: Mutex::default(),
             }),
         }
     }
@@ -91,7 +91,7 @@ impl Store for GcsStore {
         let class = self.place.class_of(name);
         attempts(|| {
             let created = self.place.create(&full_name, &body, crc, class);
-            within(time_for(bytes), created)
+            self.place.within(time_for(bytes), created)
         })
         .await
         .map(|stored| match stored {
@@ -102,7 +102,7 @@ impl Store for GcsStore {
     }
 
     async fn begin_upload(&self, name: &ObjectName) -> Result<Box<dyn Upload>, StoreError> {
-        let clients = attempts(|| within(ATTEMPT_TIME_MAX, self.place.clients()))
+        let clients = attempts(|| self.place.within(ATTEMPT_TIME_MAX, self.place.clients()))
             .await
             .map_err(|problem| self.about("begin upload of", name, problem))?;
         let upload = GcsUpload::begin(self.clone(), &clients.objects, name);
@@ -138,6 +138,21 @@ impl Store for GcsStore {
             .map_err(|problem| self.about("delete", name, problem))
     }
 
+    async fn modified(&self, name: &ObjectName) -> Result<Option<UnixMillis>, StoreError> {
+        let full_name = self.place.address.object(name.as_str());
+        let page = attempts(|| {
+            self.place.within(
+                ATTEMPT_TIME_MAX,
+                self.place.page(name.as_str(), None, "", 1),
+            )
+        });
+        let page = page
+            .await
+            .map_err(|problem| self.about_store("list", problem))?;
+        let found = page.objects.iter().find(|object| object.name == full_name);
+        Ok(found.map(|object| listed(name.clone(), object).modified))
+    }
+
     async fn prepare(&self) -> Result<(), StoreError> {
         self.place
             .prepare()
@@ -151,15 +166,41 @@ impl Store for GcsStore {
 }
 
 impl Place {
-    async fn clients(&self) -> Result<&Clients, Problem> {
-        let made = self.clients.get_or_try_init(|| Clients::new(&self.address));
-        made.await
+    async fn clients(&self) -> Result<Clients, Problem> {
+        let cell = self.current();
+        let made = cell.get_or_try_init(|| Clients::new(&self.address));
+        made.await.cloned()
+    }
+
+    fn current(&self) -> Arc<OnceCell<Clients>> {
+        let current = self.clients.lock();
+        Arc::clone(&current.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whoever asks next gets new clients, unless somebody has seen to that.
+    fn renew(&self, used: &Arc<OnceCell<Clients>>) {
+        let mut current = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if Arc::ptr_eq(&current, used) {
+            *current = Arc::default();
+        }
+    }
+
+    /// Runs `work`, and says so when it takes too long. It may hang with its connection, which all requests share
+    /// (HTTP/2) and the library never looks after: without new clients they would hang until the system gives that
+    /// connection up, a quarter of an hour later.
+    async fn within<T>(
+        &self,
+        time_max: Duration,
+        work: impl Future<Output = Result<T, Problem>>,
+    ) -> Result<T, Problem> {
+        let used = self.current();
+        within(time_max, work, || self.renew(&used)).await
     }
 
     /// The storage class that is asked for: only snapshots are large enough to be worth one.
     fn class_of(&self, name: &ObjectName) -> Option<&str> {
         match Object::parse(name.as_str()) {
-            Some(Object::Snapshot { .. }) => self.address.snapshot_storage_class.as_deref(),
+            Some(object) if object.is_snapshot() => self.address.snapshot_storage_class.as_deref(),
             _ => None,
         }
     }
@@ -209,7 +250,7 @@ impl Place {
                 answer => answer.map(Some).map_err(|error| failed(&error)),
             }
         };
-        let Some(mut answer) = within(ATTEMPT_TIME_MAX, answer).await? else {
+        let Some(mut answer) = self.within(ATTEMPT_TIME_MAX, answer).await? else {
             return Ok(Bytes::new());
         };
         let object = answer.object();
@@ -218,13 +259,14 @@ impl Place {
             range.end.min(size).saturating_sub(range.start)
         });
         let body = async {
-            let mut bytes = BytesMut::with_capacity(usize::try_from(expected).unwrap_or(0));
+            let reserved = expected.min(RESERVED_BYTES_MAX);
+            let mut bytes = BytesMut::with_capacity(usize::try_from(reserved).unwrap_or(0));
             while let Some(chunk) = answer.next().await {
                 bytes.extend_from_slice(&chunk.map_err(|error| failed(&error))?);
             }
             Ok(bytes)
         };
-        let mut bytes = within(time_for(expected), body).await?;
+        let mut bytes = self.within(time_for(expected), body).await?;
         // One byte was asked for where none was wanted, to learn whether the object is there.
         if range.is_some_and(Range::is_empty) {
             bytes.clear();
@@ -244,7 +286,7 @@ impl Place {
         loop {
             let page = attempts(|| {
                 let page = self.page(prefix, start_after, &token, LIST_PAGE_OBJECTS);
-                within(ATTEMPT_TIME_MAX, page)
+                self.within(ATTEMPT_TIME_MAX, page)
             })
             .await?;
             for object in page.objects {
@@ -311,16 +353,16 @@ impl Place {
                 _ => Ok(()),
             }
         };
-        attempts(|| within(ATTEMPT_TIME_MAX, once())).await
+        attempts(|| self.within(ATTEMPT_TIME_MAX, once())).await
     }
 
     /// Proves that the bucket is there, that it can be listed and written, and that creating is conditional.
     async fn prepare(&self) -> Result<(), Problem> {
-        attempts(|| within(ATTEMPT_TIME_MAX, self.page("", None, "", 1))).await?;
+        attempts(|| self.within(ATTEMPT_TIME_MAX, self.page("", None, "", 1))).await?;
         let name = self.address.object(PROBE);
         let body = [Bytes::from_static(PROBE_TEXT)];
         let (crc, bytes) = crc_and_length(&body);
-        let probe = || within(time_for(bytes), self.create(&name, &body, crc, None));
+        let probe = || self.within(time_for(bytes), self.create(&name, &body, crc, None));
         // Where one was left, by somebody who may not delete it, finding it proves both.
         let Some(created) = attempts(probe).await? else {
             return Ok(());

@@ -12,11 +12,13 @@ use crate::position::UnixMillis;
 
 pub mod catalog;
 mod error;
+pub mod examine;
 #[cfg(any(test, feature = "faulty"))]
 pub mod faulty;
 pub mod fs;
 #[cfg(feature = "gcs")]
 pub mod gcs;
+pub mod measured;
 pub mod memory;
 #[cfg(feature = "s3")]
 pub mod s3;
@@ -24,6 +26,7 @@ pub mod s3;
 mod tests;
 
 pub use error::{StoreError, StoreErrorKind};
+pub use measured::Operation;
 
 /// What became of a conditional create.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,6 +99,16 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// [`StoreError`].
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError>;
 
+    /// When an object was created, by the store's own clock; nothing where there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn modified(&self, name: &ObjectName) -> Result<Option<UnixMillis>, StoreError> {
+        let listed = self.list(name.as_str(), None).await?;
+        let found = listed.into_iter().find(|listed| listed.name == *name);
+        Ok(found.map(|listed| listed.modified))
+    }
+
     /// Called once by whoever writes: makes the place where that can be done, proves that it can be written
     /// and that creating is conditional, and clears away what a crash left long ago.
     ///
@@ -146,20 +159,23 @@ pub async fn create_or_same(
     if store.create(name, body.clone()).await? == Created::New {
         return Ok(SameOrNew::New);
     }
-    let present = store.read(name, None).await?;
+    // One byte more than ours shows that it is longer; whatever lies there is not held in memory as a whole.
+    let bytes = body.iter().map(|part| part.len() as u64).sum::<u64>();
+    let present = store.read(name, Some(0..bytes + 1)).await?;
     if is_concatenation(&present, &body) {
         return Ok(SameOrNew::Same);
     }
+    let is_longer = present.len() as u64 > bytes;
     Err(StoreError::new(
         StoreErrorKind::Conflict,
         "create",
         name,
         store.address(),
         format!(
-            "an object of that name is there with other bytes ({} bytes, these are {}): it is left alone, \
+            "an object of that name is there with other bytes ({}{} bytes, these are {bytes}): it is left alone, \
              look at who else writes to this archive",
+            if is_longer { "at least " } else { "" },
             present.len(),
-            body.iter().map(Bytes::len).sum::<usize>(),
         ),
     ))
 }

@@ -22,6 +22,7 @@ use crate::position::UnixMillis;
 
 mod address;
 mod client;
+mod list_end;
 mod prepare;
 mod problem;
 mod upload;
@@ -30,10 +31,13 @@ pub use upload::{PART_BYTES_FIRST, PARTS_HELD_BYTES_MAX};
 
 use address::{Encryption, S3Address};
 use client::{RETRY_FIRST, TRIES_MAX, limits, try_max};
+use list_end::ListEnd;
 use problem::{Action, Problem};
 
 /// How often a create that met another one of the same name is tried. S3 asks for that with status 409.
 const CONFLICT_TRIES_MAX: u32 = 6;
+/// So much is reserved for an object because an answer says how long it is, in bytes; the rest as it comes.
+const RESERVED_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// A store in a bucket.
 #[derive(Clone)]
@@ -117,15 +121,26 @@ impl S3Store {
         let client = self.place.client(attempt).await?;
         let mut token: Option<String> = None;
         loop {
+            let end = ListEnd::default();
             let page = client
                 .list_objects_v2()
                 .bucket(&self.place.address.bucket)
                 .prefix(prefix)
                 .set_start_after(start_after.map(str::to_owned))
                 .set_continuation_token(token.clone())
+                .customize()
+                .interceptor(end.clone())
                 .send()
                 .await
                 .map_err(|error| self.place.sdk_error(attempt, &error))?;
+            if page.is_truncated.is_none() || !end.seen() {
+                let detail = "the list did not arrive whole: is there a proxy in between?";
+                return Err(self.place.error(
+                    attempt,
+                    StoreErrorKind::Unavailable,
+                    detail.to_owned(),
+                ));
+            }
             for object in page.contents.unwrap_or_default() {
                 let bytes = object
                     .size
@@ -205,7 +220,7 @@ impl Place {
     /// The storage class of an object: the bucket's own, but for snapshots.
     fn storage_class(&self, name: &ObjectName) -> Option<StorageClass> {
         let class = self.address.snapshot_storage_class.as_deref()?;
-        let is_snapshot = matches!(Object::parse(name.as_str()), Some(Object::Snapshot { .. }));
+        let is_snapshot = Object::parse(name.as_str()).is_some_and(|object| object.is_snapshot());
         is_snapshot.then(|| StorageClass::from(class))
     }
 
@@ -342,7 +357,8 @@ enum Got {
 
 async fn body_of(output: GetObjectOutput, length: u64) -> Result<Bytes, Problem> {
     let mut body = output.body;
-    let mut bytes = BytesMut::with_capacity(usize::try_from(length).unwrap_or_default());
+    let reserved = length.min(RESERVED_BYTES_MAX);
+    let mut bytes = BytesMut::with_capacity(usize::try_from(reserved).unwrap_or_default());
     while let Some(chunk) = body.next().await {
         let chunk = chunk.map_err(|error| Problem::of_body(&error))?;
         bytes.extend_from_slice(&chunk);
@@ -471,6 +487,32 @@ impl Store for S3Store {
             .delete_key(client, &place.address.key(name.as_str()))
             .await
             .map_err(|problem| place.problem(attempt, &problem))
+    }
+
+    async fn modified(&self, name: &ObjectName) -> Result<Option<UnixMillis>, StoreError> {
+        let attempt = Attempt::on("look at", name, Action::Get);
+        let place = &self.place;
+        let client = place.client(attempt).await?;
+        let key = place.address.key(name.as_str());
+        let head = client
+            .head_object()
+            .bucket(&place.address.bucket)
+            .key(key)
+            .send()
+            .await;
+        match head {
+            Ok(head) => Ok(head
+                .last_modified
+                .and_then(|time| u64::try_from(time.to_millis().ok()?).ok())
+                .map(UnixMillis)),
+            Err(error) => {
+                let problem = Problem::of(&error);
+                if problem.status == Some(404) {
+                    return Ok(None);
+                }
+                Err(place.problem(attempt, &problem))
+            }
+        }
     }
 
     async fn prepare(&self) -> Result<(), StoreError> {

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use crate::harness::random::Random;
-use crate::harness::{Archive, Client, Digest, Perennial, REDIS_7_0, Server, assert_same};
+use crate::harness::{
+    Archive, Client, Digest, Perennial, REDIS_7_0, RESIDENT_BYTES_MAX, Server, assert_same,
+};
 
 const MIB: usize = 1024 * 1024;
 /// Storing and loading hundreds of megabytes, on a small machine that does other things as well.
 const DEADLINE_BIG: Duration = Duration::from_secs(120);
-/// The promise is 100 MiB for a release build; what this catches is a value held in memory.
-const RESIDENT_BYTES_MAX: u64 = 160 * MIB as u64;
 /// A value of 300 MB in one command passes the server's own limit for replicas (256 MB) at once.
 const NO_OUTPUT_LIMIT: [&str; 2] = ["--client-output-buffer-limit", "replica 0 0 0"];
 

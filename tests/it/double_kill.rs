@@ -29,8 +29,12 @@ on_every_server! {
 
 fn nothing_confirmed_is_lost_however_both_are_killed(kind: Kind) {
     let kills = std::env::var("PERENNIAL_KILLS").map_or(KILLS, |text| text.parse().unwrap());
-    let archive = Archive::new();
-    let Some(mut born) = BornAsReplica::start(kind, &archive) else {
+    both_are_killed_in(kind, &Archive::new(), kills);
+}
+
+/// The same, so often, wherever the archive lies.
+pub fn both_are_killed_in(kind: Kind, archive: &Archive, kills: u32) {
+    let Some(mut born) = BornAsReplica::start(kind, archive) else {
         return;
     };
     let mut random = Random::new();
@@ -45,13 +49,13 @@ fn nothing_confirmed_is_lost_however_both_are_killed(kind: Kind) {
         confirmed.assert_all_in(&born.server.address());
         by_seed += confirmed.0.len();
         if kill % FILES_EVERY == 0 || kill == kills {
-            by_files += in_files(kind, &archive, &confirmed, kill);
+            by_files += in_files(kind, archive, &confirmed, kill);
         }
     }
     writers.until_confirmed_more(20);
     let last = writers.stop();
     last.assert_all_in(&born.server.address());
-    in_files(kind, &archive, &last, kills + 1);
+    in_files(kind, archive, &last, kills + 1);
     eprintln!(
         "{}: {kills} double kills, {} confirmed writes, {by_seed} checks of them behind seeds and {by_files} in \
          restored files, lost 0",

@@ -50,6 +50,27 @@ const TABLE: &[(&str, Rule)] = &[
         "server",
         Never(&["crate::follow", "crate::restore", "crate::cli"]),
     ),
+    (
+        // Of `server` and `store` values alone: INFO and errors.
+        "check",
+        Never(&[
+            "tokio",
+            "std::net",
+            "std::fs",
+            "crate::clock",
+            "crate::proto",
+            "crate::follow",
+            "crate::restore",
+            "crate::cli",
+            "crate::config",
+            "crate::server::control",
+            "crate::server::examine",
+            "crate::server::net",
+            "crate::store::catalog",
+            "crate::store::examine",
+            "crate::store::Store",
+        ]),
+    ),
     ("follow", Never(&["crate::restore", "crate::cli"])),
     ("restore", Never(&["crate::follow", "crate::cli"])),
     (

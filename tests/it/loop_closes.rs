@@ -6,7 +6,7 @@ use crate::harness::Way::Down;
 use crate::harness::workload::{write_at_random, write_everything};
 use crate::harness::{
     Archive, BornAsReplica, DEADLINE, Digest, Kind, Load, Perennial, Port, Proxy, Server, Trap,
-    Writers, assert_same, holds_for, random::Random, run_cli, until,
+    Writers, assert_same, holds_for, random::Random, run_cli_with, until,
 };
 use crate::on_every_server;
 
@@ -128,8 +128,12 @@ fn perennial_may_be_gone_meanwhile(kind: Kind) {
 }
 
 fn born_as_a_replica_the_exact_data_set_is_back(kind: Kind) {
-    let archive = Archive::new();
-    let Some(mut born) = BornAsReplica::start(kind, &archive) else {
+    born_as_a_replica_all_is_back_from(kind, &Archive::new());
+}
+
+/// The same wherever the archive lies.
+pub fn born_as_a_replica_all_is_back_from(kind: Kind, archive: &Archive) {
+    let Some(mut born) = BornAsReplica::start(kind, archive) else {
         return;
     };
     let server = &mut born.server;
@@ -274,11 +278,15 @@ fn a_suspect_then_the_old_head(server: &mut Server, archive: &Archive, before: &
 }
 
 fn an_accepted_suspect_is_the_head(kind: Kind) {
+    a_suspect_is_accepted_in(kind, &Archive::new());
+}
+
+/// The same wherever the archive lies.
+pub fn a_suspect_is_accepted_in(kind: Kind, archive: &Archive) {
     let Some(mut server) = kind.start(&[]) else {
         return;
     };
-    let archive = Archive::new();
-    let mut perennial = Perennial::follow(&server, &archive, &[]);
+    let mut perennial = Perennial::follow(&server, archive, &[]);
     server.client().line("SET old 1");
     server.client().wait_until_stored(DEADLINE);
     perennial.kill();
@@ -288,8 +296,9 @@ fn an_accepted_suspect_is_the_head(kind: Kind) {
     archive.until("the suspect root is durable", DEADLINE, |status| {
         status.suspects() == [2] && status.timelines[1].end.is_some()
     });
-    not_acknowledged_but_stored(&server, &archive);
-    let (code, _, err) = run_cli(&["accept", "--archive", &archive.url(), "2"]);
+    not_acknowledged_but_stored(&server, archive);
+    let accept = ["accept", "--archive", &archive.url(), "2"];
+    let (code, _, err) = run_cli_with(&accept, &archive.environment());
     assert_eq!(code, 0, "{err}");
     // Perennial notices, and acknowledges from then on.
     let before = stored_digest(&server);

@@ -31,6 +31,24 @@ mod on_gcs;
 // S3: what it answers when something is wrong, what it costs, and the loop over it.
 #[cfg(feature = "s3")]
 mod on_s3;
+// S3: headers, permissions, and the words of every command.
+#[cfg(feature = "s3")]
+mod s3_requests;
+
+// The scenarios below on S3 and Google Cloud Storage.
+#[cfg(any(feature = "s3", feature = "gcs"))]
+mod every_store;
+// Stores that are down, hang or crawl for a while under load: the master goes on, nothing is lost.
+#[cfg(all(feature = "s3", feature = "gcs"))]
+mod outages;
+// The same with a spool: what does not fit into memory waits in files.
+#[cfg(all(feature = "s3", feature = "gcs"))]
+mod outages_spooled;
+// The spool in this process: full, and read back in vain.
+mod spooled;
+// Each request to a store goes wrong in turn.
+#[cfg(all(feature = "s3", feature = "gcs"))]
+mod store_failures;
 
 // The promise: a master that comes up empty has everything back that was stored, and history goes on.
 mod loop_closes;
@@ -54,6 +72,10 @@ mod sub_replica;
 mod wait_means_stored;
 // Values and transactions larger than every buffer.
 mod big_values;
+// A snapshot larger than memory may be, on each store.
+mod large_snapshots;
+// A snapshot too large for one object.
+mod snapshot_parts;
 // Perennial dies under load and goes on, or says what is missing.
 mod killed_under_load;
 // Links that are cut at any byte, stall, or are slow.
@@ -62,10 +84,16 @@ mod bad_link;
 mod failover_without_to;
 // Seeds that take longer than what is quick to give up.
 mod slow_seeds;
+// Another Perennial goes on storing while a server is seeded: nothing of that is missing behind the seed.
+mod head_moves;
 // Wrong passwords, web servers, unwritable stores, damaged objects, wrong flags.
 mod bad_input;
+// What an archive costs: requests counted on simulated time, and the table of the documentation.
+mod costs;
 // What status and ls say.
 mod status;
+// The doctor: what check finds on servers and stores, and that it leaves them as they were.
+mod check;
 // Restores that have to change bytes: relative TTLs, HPERSIST.
 mod rewritten;
 // Both killed at any moment, again and again.
@@ -82,5 +110,7 @@ mod passwords;
 mod seeds_elsewhere;
 // The loop by TLS, and what handshakes that fail say.
 mod encrypted;
+// Metrics, readiness, health, logs without secrets, the file of settings, completions, the unit of systemd.
+mod observed;
 // The help, word for word; every flag has its variable.
 mod cli;

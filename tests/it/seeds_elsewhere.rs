@@ -311,3 +311,47 @@ fn less_maxmemory_than_data_is_said_and_filled() {
     let refused = server.client().command(&["SET", "more", "1"]).unwrap();
     assert!(refused.is_error("OOM"), "{refused:?}");
 }
+
+/// Such a redis takes no transaction, so nothing could be read and decided in one step. It is no use to clients either.
+#[track_caller]
+fn an_empty_server_above_its_maxmemory_is_told_what_to_raise(kind: Kind) {
+    let Some(archive) = archived(kind) else {
+        return;
+    };
+    let Some(server) = kind.start(&["--maxmemory", "1000"]) else {
+        return;
+    };
+    let mut perennial = Perennial::follow_url(&server.url(), &archive, &[]);
+    perennial.until_logged("maxmemory allows, and then takes no transaction, however empty it is");
+    assert!(server.is_master());
+    server.client().line("CONFIG SET maxmemory 0");
+    server.until_master_with_data();
+    assert_filled(&server);
+    perennial.assert_healthy();
+}
+
+#[test]
+fn an_empty_server_above_its_maxmemory_is_told_what_to_raise_redis_6_2() {
+    an_empty_server_above_its_maxmemory_is_told_what_to_raise(REDIS_6_2);
+}
+
+#[test]
+fn an_empty_server_above_its_maxmemory_is_told_what_to_raise_redis_7_0() {
+    an_empty_server_above_its_maxmemory_is_told_what_to_raise(REDIS_7_0);
+}
+
+/// Valkey takes the transaction.
+#[test]
+fn an_empty_valkey_above_its_maxmemory_is_filled() {
+    let Some(archive) = archived(VALKEY_9_1) else {
+        return;
+    };
+    let Some(server) = VALKEY_9_1.start(&["--maxmemory", "1000"]) else {
+        return;
+    };
+    let mut perennial = Perennial::follow_url(&server.url(), &archive, &[]);
+    server.until_master_with_data();
+    assert_filled(&server);
+    assert!(!perennial.log().contains("seed failed"));
+    perennial.assert_healthy();
+}

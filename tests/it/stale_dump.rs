@@ -45,11 +45,15 @@ fn until_the_late_write_is_back(server: &Server) {
 }
 
 fn the_writes_after_the_dump_are_back(kind: Kind) {
+    what_came_after_the_dump_is_back_in(kind, &Archive::new());
+}
+
+/// The same wherever the archive lies.
+pub fn what_came_after_the_dump_is_back_in(kind: Kind, archive: &Archive) {
     let Some(mut server) = kind.start(&[]) else {
         return;
     };
-    let archive = Archive::new();
-    let mut perennial = Perennial::follow(&server, &archive, &[]);
+    let mut perennial = Perennial::follow(&server, archive, &[]);
     let before = save_write_on_and_die(&mut server);
     server.start_again();
     until_the_late_write_is_back(&server);

@@ -3,7 +3,9 @@
 //! The store refuses for real (its folder is moved away and a plain file stands in its place), or obeys a test
 //! that runs the loop in its own process.
 
+use std::ffi::OsString;
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -243,8 +245,8 @@ fn whatever_operation_is_slow_nothing_confirmed_is_lost(kind: Kind) {
     each_operation_goes_wrong(kind, Fault::Delay(200));
 }
 
-/// Every operation of a restore to files goes wrong in every way: it fails and leaves no files that a server would
-/// start from, or brings everything.
+/// Every operation of a restore to files goes wrong in every way. Once: a read is tried again, and then everything is
+/// there. For ever: it fails and leaves no files that a server would start from.
 fn restoring_from_a_failing_store_is_all_or_nothing(kind: Kind) {
     let Some(server) = kind.start(&[]) else {
         return;
@@ -253,53 +255,84 @@ fn restoring_from_a_failing_store_is_all_or_nothing(kind: Kind) {
     let _perennial = Perennial::follow(&server, &archive, &[]);
     write_everything(&mut server.client(), 0);
     server.client().wait_until_stored(DEADLINE);
-    let operations = restore_with(&archive, None).unwrap();
+    let expected = Digest::of(&server.address());
+    let operations = restore_with(&archive, &Faults::new()).unwrap();
     assert!(operations >= 4, "a restore takes {operations} operations");
+    let mut whole_after_a_failure = 0;
     for way in [Fault::Refuse, Fault::CutShort, Fault::DoneButReportedFailed] {
         for n in 1..=operations {
-            let error = restore_with(&archive, Some((n, way))).unwrap_err();
-            assert!(error.contains("made to fail"), "{error}");
+            let once = Faults::new();
+            once.at(n, way);
+            match restore_with(&archive, &once) {
+                Ok(taken) => {
+                    assert!(taken > operations, "{way:?} at {n} was not met");
+                    whole_after_a_failure += 1;
+                }
+                Err(error) => assert!(error.contains("made to fail"), "{error}"),
+            }
         }
     }
+    assert!(whole_after_a_failure > 0, "reads are tried again");
+    // Tried again for some seconds each: only in the middle.
+    let for_ever = Faults::new();
+    for later in 0..1000 {
+        for_ever.at(operations - 1 + later, Fault::Refuse);
+    }
+    let error = restore_with(&archive, &for_ever).unwrap_err();
+    assert!(error.contains("made to fail"), "{error}");
     for n in 1..=operations {
-        restore_with(&archive, Some((n, Fault::Delay(50)))).unwrap();
+        let late = Faults::new();
+        late.at(n, Fault::Delay(50));
+        restore_with(&archive, &late).unwrap();
     }
     let folder = archive.restore("restored", &[]);
     let restored = kind.start_on(&folder).unwrap();
-    assert_same(
-        &Digest::of(&server.address()),
-        &Digest::of(&restored.address()),
-    );
+    assert_same(&expected, &Digest::of(&restored.address()));
 }
 
-/// A restore to files in this process: how many operations it took, or what it said. Where it fails, nothing is there.
-fn restore_with(archive: &Archive, fault: Option<(u64, Fault)>) -> Result<u64, String> {
-    let faults = Faults::new();
-    if let Some((n, way)) = fault {
-        faults.at(n, way);
-    }
+/// A restore to files in this process: how many operations it took, or what it said. Where it fails, nothing is there;
+/// where it does not, the files are those of a restore without faults.
+fn restore_with(archive: &Archive, faults: &Faults) -> Result<u64, String> {
     let inner: Arc<dyn Store> = Arc::new(FsStore::new(archive.path()));
-    let store: Arc<dyn Store> = Arc::new(FaultyStore::new(inner, faults.clone()));
+    let store: Arc<dyn Store> = Arc::new(FaultyStore::new(Arc::clone(&inner), faults.clone()));
     let parent = tempfile::tempdir().unwrap();
-    let target = parent.path().join("target");
+    let (target, reference) = (parent.path().join("target"), parent.path().join("whole"));
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let outcome = runtime.block_on(async {
-        let loaded = catalog::load(&*store, &[])
-            .await
-            .map_err(|error| error.to_string())?;
-        let planned = plan(&loaded.catalog, Target::Latest).map_err(|error| error.to_string())?;
-        let id = loaded.catalog.archive().unwrap().archive;
-        restore(store, id, &planned, &target, false, |_| {})
-            .await
-            .map_err(|error| error.to_string())
-    });
+    let outcome = runtime.block_on(restore_into(store, &target));
     let files = target.join("appendonlydir");
-    assert_eq!(
-        outcome.is_ok(),
-        files.exists(),
-        "{outcome:?} with {fault:?}"
-    );
-    outcome.map(|_| faults.operations())
+    let described = format!("{outcome:?} with {faults:?}");
+    assert_eq!(outcome.is_ok(), files.exists(), "{described}");
+    if outcome.is_ok() {
+        runtime.block_on(restore_into(inner, &reference)).unwrap();
+        let same = contents(&files) == contents(&reference.join("appendonlydir"));
+        assert!(same, "other files: {described}");
+    }
+    outcome.map(|()| faults.operations())
+}
+
+async fn restore_into(store: Arc<dyn Store>, target: &Path) -> Result<(), String> {
+    let loaded = catalog::load(&*store, &[])
+        .await
+        .map_err(|error| error.to_string())?;
+    let planned = plan(&loaded.catalog, Target::Latest).map_err(|error| error.to_string())?;
+    let id = loaded.catalog.archive().unwrap().archive;
+    restore(store, id, &planned, target, false, |_| {})
+        .await
+        .map(drop)
+        .map_err(|error| error.to_string())
+}
+
+/// Names and bytes of the files in a folder, in order.
+fn contents(folder: &Path) -> Vec<(OsString, Vec<u8>)> {
+    let mut files: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            (entry.file_name(), fs::read(entry.path()).unwrap())
+        })
+        .collect();
+    files.sort();
+    files
 }
 
 /// Follow, write and wait, lose the server, come back. Returns the number of store operations.

@@ -100,7 +100,8 @@ pub enum SnapshotReadError {
     },
 }
 
-/// Takes the RDB payload out of a snapshot as the object's bytes arrive, in order and checked.
+/// Takes the RDB payload out of a snapshot as the object's bytes arrive, in order and checked. One in parts is read
+/// like one object; before each part but the first comes [`begin_part`](Self::begin_part).
 ///
 /// After every [`push`](Self::push), call [`next`](Self::next) until it yields `None`; at the end
 /// [`finish`](Self::finish), before which the payload must not be trusted as whole.
@@ -118,18 +119,25 @@ pub struct SnapshotReader {
 }
 
 impl SnapshotReader {
-    /// A reader of the snapshot `object`.
+    /// A reader of the snapshot `object`, or of one whose first part it is.
     ///
     /// # Errors
     /// [`SnapshotReadError::NotASnapshot`] where `object` names something else.
     pub fn new(object: &Object) -> Result<Self, SnapshotReadError> {
         let name = object.name();
-        let Object::Snapshot {
+        let (Object::Snapshot {
             seq,
             id,
             offset,
             at,
-        } = *object
+        }
+        | Object::SnapshotPart {
+            seq,
+            id,
+            offset,
+            at,
+            ..
+        }) = *object
         else {
             return Err(SnapshotReadError::NotASnapshot { name });
         };
@@ -151,6 +159,19 @@ impl SnapshotReader {
     pub const fn in_archive(mut self, archive: ArchiveId) -> Self {
         self.archive = Some(archive);
         self
+    }
+
+    /// Ends the part before and goes on with `name`. Whether it belongs to the same snapshot its blocks say.
+    ///
+    /// # Errors
+    /// [`SnapshotReadError::Block`] where the part before ends inside a block.
+    pub fn begin_part(&mut self, name: ObjectName) -> Result<(), SnapshotReadError> {
+        let before = std::mem::replace(&mut self.name, name);
+        let decoder = std::mem::take(&mut self.decoder);
+        decoder.finish().map_err(|source| SnapshotReadError::Block {
+            name: before,
+            source,
+        })
     }
 
     /// Takes the object's next bytes.

@@ -27,7 +27,7 @@ pub(super) const BYTES_PER_SECOND_MIN: u64 = 64 * 1024;
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 
 /// The two clients: objects travel over JSON, lists and deletions over gRPC.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Clients {
     /// Reads and writes objects.
     pub(super) objects: Storage,
@@ -98,14 +98,18 @@ where
     attempt().await
 }
 
-/// Runs `work`, and says so when it takes too long.
+/// Runs `work`, and says so when it takes too long, after `when_late`.
 pub(super) async fn within<T>(
     time_max: Duration,
     work: impl Future<Output = Result<T, Problem>>,
+    when_late: impl FnOnce(),
 ) -> Result<T, Problem> {
     tokio::time::timeout(time_max, work)
         .await
-        .unwrap_or_else(|_| Err(Problem::slow(time_max)))
+        .unwrap_or_else(|_| {
+            when_late();
+            Err(Problem::slow(time_max))
+        })
 }
 
 /// Between half of `wait` and all of it, so that many processes do not retry in step.
@@ -149,18 +153,19 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_attempt_that_hangs_is_given_up() {
-        let tried = Cell::new(0);
+        let (tried, late) = (Cell::new(0), Cell::new(0));
         let hanging = attempts(|| {
             tried.set(tried.get() + 1);
             within(
                 Duration::from_secs(9),
                 std::future::pending::<Result<(), Problem>>(),
+                || late.set(late.get() + 1),
             )
         });
         let problem = hanging.await.unwrap_err();
         assert_eq!(problem.kind, StoreErrorKind::Unavailable);
         assert!(problem.detail.contains("9s"), "{}", problem.detail);
-        assert_eq!(tried.get(), 3);
+        assert_eq!((tried.get(), late.get()), (3, 3));
     }
 
     #[test]

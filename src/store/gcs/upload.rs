@@ -133,6 +133,8 @@ impl GcsUpload {
 
     fn give_up(&mut self) {
         self.task.abort();
+        let place = &self.store.place;
+        place.renew(&place.current());
         self.ended = Some(Err(Problem::slow(PART_TIME_MAX)));
     }
 

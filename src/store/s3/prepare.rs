@@ -16,17 +16,17 @@ use bytes::Bytes;
 
 use super::problem::{Action, Problem};
 use super::{Attempt, Place, S3Store};
-use crate::archive::layout::Object;
+use crate::archive::layout::{Object, PROBE};
 use crate::store::{Created, StoreError, StoreErrorKind};
 
-/// No object name begins with a dot.
-const PROBE: &str = ".perennial-probe";
 /// What the probe holds, for whoever finds it.
 const PROBE_TEXT: &str = "written by perennial to see whether this store creates objects conditionally; may be deleted\n";
 /// Parts of an upload that began so long ago belong to nobody any more, in seconds.
 const LEFTOVER_SECONDS_MIN: i64 = 24 * 60 * 60;
 /// So many leftovers are freed at one start.
 const LEFTOVERS_MAX: usize = 1000;
+/// So many pages of a thousand uploads are looked at for them: also where a store gives the same page for ever.
+const LEFTOVER_PAGES_MAX: usize = 20;
 
 pub(super) async fn prepare(store: &S3Store) -> Result<(), StoreError> {
     let attempt = Attempt::on_store("prepare", Action::Put);
@@ -85,7 +85,7 @@ async fn creates_once(place: &Place, client: &Client) -> Result<bool, Problem> {
 async fn free_leftovers(place: &Place, client: &Client) -> Result<(), Problem> {
     let (mut key_marker, mut upload_marker) = (None, None);
     let mut freed = 0;
-    loop {
+    for _ in 0..LEFTOVER_PAGES_MAX {
         let date = Date::default();
         let page = client
             .list_multipart_uploads()
@@ -119,14 +119,15 @@ async fn free_leftovers(place: &Place, client: &Client) -> Result<(), Problem> {
         key_marker = page.next_key_marker.filter(|marker| !marker.is_empty());
         upload_marker = page.next_upload_id_marker;
         if page.is_truncated != Some(true) || key_marker.is_none() {
-            return Ok(());
+            break;
         }
     }
+    Ok(())
 }
 
 fn is_ours(place: &Place, key: &str) -> bool {
     key.strip_prefix(&place.address.prefix)
-        .is_some_and(|name| Object::parse(name).is_some())
+        .is_some_and(|name| name == PROBE || Object::parse(name).is_some())
 }
 
 async fn free(place: &Place, client: &Client, key: &str, upload: &str) -> Result<(), Problem> {

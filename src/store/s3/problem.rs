@@ -273,7 +273,10 @@ impl Problem {
                 | "RequestTimeout",
                 _,
             ) => format!("the bytes did not arrive whole ({words})"),
-            (_, 500..) => format!("it cannot now ({words}): see the store's own status"),
+            // The words as well: an upload is completed with status 200 before it is known whether that went well.
+            ("InternalError" | "ServiceUnavailable" | "ServiceFailure", _) | (_, 500..) => {
+                format!("it cannot now ({words}): see the store's own status")
+            }
             ("OperationAborted" | "ConditionalRequestConflict", _) | (_, 408 | 409 | 425) => {
                 format!("it cannot now ({words})")
             }
@@ -582,6 +585,14 @@ mod tests {
                 "cannot now",
             ),
             (Action::Put, 502, "", "", Unavailable, "HTTP status 502"),
+            (
+                Action::Put,
+                200,
+                "InternalError",
+                "",
+                Unavailable,
+                "cannot now",
+            ),
             (
                 Action::Put,
                 400,

@@ -330,7 +330,16 @@ impl Upload for S3Upload {
         if self.is_lost {
             return Err(self.lost("complete"));
         }
-        let Some(upload) = self.upload.clone() else {
+        let begun = match self.upload.clone() {
+            // Goes in parts however small it is: whether those are put together conditionally is the question.
+            None if self.name.is_probe() => Some(
+                self.begin()
+                    .await
+                    .map_err(|problem| self.error("complete", &problem))?,
+            ),
+            begun => begun,
+        };
+        let Some(upload) = begun else {
             let body = std::mem::take(&mut self.gathering).freeze();
             let class = self.place.storage_class(&self.name);
             let put = self

@@ -78,6 +78,32 @@ impl Clock for FastClock {
     }
 }
 
+/// What `run` is told: to follow `url` into `archive`, with pieces so old at most.
+pub fn settings(url: &str, archive: &str, flush_interval: &str) -> RunSettings {
+    RunSettings {
+        redis: url.to_owned(),
+        archive: archive.to_owned(),
+        name: None,
+        seed: Policy::Auto,
+        seed_listen: "127.0.0.1:0".into(),
+        seed_announce: None,
+        seed_password: None,
+        redis_password: None,
+        ack: AckMode::Durable,
+        flush_interval: flush_interval.into(),
+        flush_bytes: "1MiB".into(),
+        buffer_bytes: "32MiB".into(),
+        snapshot_part_bytes: "300GB".into(),
+        spool_dir: None,
+        spool_bytes: "1GiB".into(),
+        uploads_per_second: None,
+        // The server lives on: nothing ends the link earlier.
+        shutdown_timeout: "2s".into(),
+        http: None,
+        tls: TlsSettings::default(),
+    }
+}
+
 /// `perennial run` on a thread of its own.
 pub struct InProcess {
     stop: watch::Sender<bool>,
@@ -93,26 +119,36 @@ impl InProcess {
 
     /// The same by another clock, for limits that are too long to wait for.
     pub fn follow_by(url: &str, archive: &Archive, faults: &Faults, clock: Arc<dyn Clock>) -> Self {
-        let options = RunSettings {
-            redis: url.to_owned(),
-            archive: archive.url(),
-            name: None,
-            seed: Policy::Auto,
-            seed_listen: "127.0.0.1:0".into(),
-            seed_announce: None,
-            seed_password: None,
-            redis_password: None,
-            ack: AckMode::Durable,
-            flush_interval: "200ms".into(),
-            flush_bytes: "1MiB".into(),
-            buffer_bytes: "32MiB".into(),
-            // The server lives on: nothing ends the link earlier.
-            shutdown_timeout: "2s".into(),
-            tls: TlsSettings::default(),
-        };
-        let options = options.check().unwrap();
+        Self::follow_with(url, archive, faults, clock, |_| {})
+    }
+
+    /// The same with other settings.
+    pub fn follow_with(
+        url: &str,
+        archive: &Archive,
+        faults: &Faults,
+        clock: Arc<dyn Clock>,
+        change: impl FnOnce(&mut RunSettings),
+    ) -> Self {
+        let mut options = settings(url, &archive.url(), "200ms");
+        change(&mut options);
         let inner: Arc<dyn Store> = Arc::new(FsStore::new(archive.path()));
         let store = Arc::new(FaultyStore::new(inner, faults.clone()));
+        Self::follow_as_told(options, store, clock)
+    }
+
+    /// Follows `url` into a store that lies at `archive`.
+    pub fn follow_into(
+        url: &str,
+        archive: &str,
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self::follow_as_told(settings(url, archive, "200ms"), store, clock)
+    }
+
+    fn follow_as_told(options: RunSettings, store: Arc<dyn Store>, clock: Arc<dyn Clock>) -> Self {
+        let options = options.check().unwrap();
         let (stop, stopped) = watch::channel(false);
         let (kill, mut killed) = watch::channel(false);
         let thread = std::thread::spawn(move || {

@@ -3,6 +3,11 @@
 pub mod archive;
 pub mod busy;
 pub mod certificates;
+#[cfg_attr(
+    not(all(feature = "s3", feature = "gcs")),
+    allow(dead_code, reason = "for outages of those stores")
+)]
+pub mod churn;
 pub mod client;
 pub mod digest;
 #[allow(dead_code, reason = "shared with the unit tests, which use the rest")]
@@ -23,10 +28,11 @@ pub mod workload;
 
 pub use archive::{Archive, Status};
 pub use busy::{Load, Writers};
+pub use churn::{Churn, ClientLink, Mix};
 pub use client::{Client, Value, Version};
 pub use digest::{Digest, assert_same};
 pub use in_process::{FastClock, InProcess};
-pub use perennial::{BornAsReplica, Perennial, run_cli, run_cli_with};
+pub use perennial::{BornAsReplica, Perennial, RESIDENT_BYTES_MAX, run_cli, run_cli_with};
 pub use port::Port;
 pub use proxy::Proxy;
 #[cfg(feature = "s3")]

@@ -15,6 +15,10 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_perennial");
 /// A one-shot call takes no longer, restores of the largest test values included.
 const CLI_DEADLINE: Duration = Duration::from_secs(120);
 
+/// What Perennial promises to have resident at most, whatever the data and however slow the store.
+#[allow(dead_code, reason = "the benches print what they measure")]
+pub const RESIDENT_BYTES_MAX: u64 = 100 * 1024 * 1024;
+
 /// Runs a subcommand to its end: (exit code, stdout, stderr).
 #[track_caller]
 pub fn run_cli(arguments: &[&str]) -> (i32, String, String) {
@@ -193,6 +197,12 @@ impl Perennial {
     /// The largest resident size so far, in bytes.
     pub fn resident_bytes_peak(&self) -> Option<u64> {
         self.process.resident_bytes_peak()
+    }
+
+    /// Lets that begin anew.
+    #[allow(dead_code, reason = "the benches measure whole runs")]
+    pub fn forget_resident_peak(&self) {
+        self.process.forget_resident_peak();
     }
 }
 

@@ -13,6 +13,10 @@ use super::{DEADLINE, Port, until};
 
 /// How often a waiting pump looks at what it is told.
 const TICK: Duration = Duration::from_millis(5);
+/// How often a pump that crawls passes something.
+const CRAWL_TICK: Duration = Duration::from_millis(50);
+/// The number of a trap that lets nothing go.
+const ABANDONED: u64 = u64::MAX;
 const BUFFER_BYTES: usize = 64 * 1024;
 
 #[derive(Debug)]
@@ -25,6 +29,8 @@ struct Shared {
     down_after_cut: AtomicBool,
     /// One way, in milliseconds.
     delay_ms: AtomicU64,
+    /// Each connection's, one way; 0 for no limit.
+    bytes_per_second: AtomicU64,
     /// Bytes from upstream that may still pass before all connections are cut; `u64::MAX` for no limit.
     bytes_left: AtomicU64,
     bytes_down: AtomicU64,
@@ -77,6 +83,7 @@ impl Proxy {
             stalled: AtomicBool::new(false),
             down_after_cut: AtomicBool::new(false),
             delay_ms: AtomicU64::new(0),
+            bytes_per_second: AtomicU64::new(0),
             bytes_left: AtomicU64::new(u64::MAX),
             bytes_down: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
@@ -135,6 +142,15 @@ impl Proxy {
         self.shared.stalled.store(false, Ordering::SeqCst);
     }
 
+    /// Nothing passes any more on the connections that are open now, which stay so; new ones are welcome. So it looks
+    /// when a machine on the way has forgotten them.
+    pub fn abandon(&self) {
+        for connection in self.shared.connections.lock().unwrap().iter() {
+            connection.held_up.store(ABANDONED, Ordering::SeqCst);
+            connection.held_down.store(ABANDONED, Ordering::SeqCst);
+        }
+    }
+
     /// Sends these bytes to every client, as if the server had said them.
     pub fn inject(&self, bytes: &[u8]) {
         for connection in self.shared.connections.lock().unwrap().iter() {
@@ -190,6 +206,13 @@ impl Proxy {
     pub fn delay(&self, delay: Duration) {
         let milliseconds = u64::try_from(delay.as_millis()).unwrap();
         self.shared.delay_ms.store(milliseconds, Ordering::SeqCst);
+    }
+
+    /// Lets only so many bytes a second pass, in each direction of each connection; 0 ends that.
+    pub fn crawl(&self, bytes_per_second: u64) {
+        self.shared
+            .bytes_per_second
+            .store(bytes_per_second, Ordering::SeqCst);
     }
 
     /// Cuts all connections after exactly so many more bytes from the server, once; new ones are welcome.
@@ -327,7 +350,7 @@ impl Shared {
                 Way::Down => self.admit(rest.len()),
                 Way::Up => (rest.len(), false),
             };
-            if to.write_all(&rest[..passing]).is_err() {
+            if self.pass(&mut to, &rest[..passing]).is_err() {
                 break;
             }
             if last {
@@ -338,6 +361,25 @@ impl Shared {
             }
         }
         connection.close();
+    }
+
+    /// Writes, slowly where that is wanted.
+    fn pass(&self, to: &mut &TcpStream, bytes: &[u8]) -> std::io::Result<()> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let slow = self.bytes_per_second.load(Ordering::SeqCst);
+            let now = match slow {
+                0 => rest.len(),
+                _ => {
+                    thread::sleep(CRAWL_TICK);
+                    let in_a_tick = slow * u64::try_from(CRAWL_TICK.as_millis()).unwrap() / 1000;
+                    rest.len().min(usize::try_from(in_a_tick.max(1)).unwrap())
+                }
+            };
+            to.write_all(&rest[..now])?;
+            rest = &rest[now..];
+        }
+        Ok(())
     }
 
     /// Passes what comes before the byte at which a trap holds the connection, and waits until it is let go, as often

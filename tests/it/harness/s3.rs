@@ -3,15 +3,20 @@
 //! `moto` decides races by itself, so it is evidence for conditional creates. `s3s-fs` does not (it looks, then
 //! writes): requests that carry a condition go through it one at a time, and it proves only how we handle the answers.
 
-use std::convert::Infallible;
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::header::{HeaderMap, IF_MATCH, IF_NONE_MATCH};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::Frame;
+use hyper::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, IF_MATCH, IF_NONE_MATCH};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use perennial::store::s3::S3Store;
@@ -25,6 +30,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::process::Process;
+use super::random::Random;
 use super::servers::skip;
 use super::{Archive, DEADLINE, Port, until};
 
@@ -75,8 +81,11 @@ pub struct Control {
 #[derive(Default)]
 struct State {
     canned: Option<(Which, Canned)>,
+    troubles: Option<(When, Trouble)>,
+    met: usize,
     ignores_conditions_below: Option<PathBuf>,
     requests: Vec<String>,
+    headers: Vec<(String, HeaderMap)>,
 }
 
 /// Which requests are answered otherwise.
@@ -85,6 +94,31 @@ enum Which {
     Every(u64),
     /// Those whose `METHOD /path?query` holds this.
     With(&'static str),
+}
+
+/// Which requests meet trouble.
+enum When {
+    /// The one of this number, counted from 1 over all that the server ever got.
+    At(usize),
+    /// So many in a thousand, as the seed decides.
+    PerMille(u64, Random),
+}
+
+/// What goes wrong with a request, below or beside what S3 itself says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trouble {
+    /// Not done, and this status.
+    Status(u16),
+    /// Not done: the connection breaks before anything is read of the body.
+    Cut,
+    /// Not done: the connection breaks in the middle of the body.
+    CutWithin,
+    /// Done, and then this status.
+    DoneBut(u16),
+    /// Done, and of the answer comes half, or nothing where it has no body.
+    DoneButCut,
+    /// Done later.
+    Late(Duration),
 }
 
 /// An answer given instead of the server's own.
@@ -141,15 +175,64 @@ impl Control {
         self.state.lock().unwrap().canned = None;
     }
 
+    /// The request of this number, counted from 1 over all, meets trouble.
+    pub fn trouble_at(&self, number: usize, trouble: Trouble) {
+        self.state.lock().unwrap().troubles = Some((When::At(number), trouble));
+    }
+
+    /// So many requests in a thousand meet trouble, as the seed decides.
+    pub fn trouble_at_random(&self, per_mille: u64, seed: u64, trouble: Trouble) {
+        let when = When::PerMille(per_mille, Random::fixed(seed));
+        self.state.lock().unwrap().troubles = Some((when, trouble));
+    }
+
+    /// How many requests have met trouble.
+    pub fn troubles_met(&self) -> usize {
+        self.state.lock().unwrap().met
+    }
+
     /// `METHOD /path?query` of every request so far.
     pub fn requests(&self) -> Vec<String> {
         self.state.lock().unwrap().requests.clone()
+    }
+
+    /// The trouble that the request just noted is in.
+    fn trouble(&self) -> Option<Trouble> {
+        let mut state = self.state.lock().unwrap();
+        let number = state.requests.len();
+        let (when, trouble) = state.troubles.as_mut()?;
+        let is_meant = match when {
+            When::At(at) => *at == number,
+            When::PerMille(per_mille, random) => random.below(1000) < *per_mille,
+        };
+        let trouble = *trouble;
+        if is_meant {
+            state.met += 1;
+        }
+        is_meant.then_some(trouble)
+    }
+
+    /// Every request so far with its headers, and what sort of request it was: [`sort_of`].
+    pub fn headers(&self) -> Vec<(String, HeaderMap)> {
+        self.state.lock().unwrap().headers.clone()
+    }
+
+    /// How many requests there were of each sort: what S3 bills.
+    pub fn sorts(&self) -> BTreeMap<String, usize> {
+        let mut counted = BTreeMap::new();
+        for (sort, _) in self.headers() {
+            *counted.entry(sort).or_insert(0) += 1;
+        }
+        counted
     }
 
     fn meet(&self, request: &Request<hyper::body::Incoming>) -> Option<Response<Body>> {
         let mut state = self.state.lock().unwrap();
         let line = format!("{} {}", request.method(), request.uri());
         state.requests.push(line.clone());
+        state
+            .headers
+            .push((sort_of(&line), request.headers().clone()));
         if let Some(root) = &state.ignores_conditions_below
             && request.headers().contains_key(IF_NONE_MATCH)
         {
@@ -164,6 +247,25 @@ impl Control {
         };
         is_meant.then(|| canned.response())
     }
+}
+
+/// The action of a request, by its name in Amazon's API, as far as the line `METHOD /path?query` tells.
+fn sort_of(line: &str) -> String {
+    let is = |text: &str| line.contains(text);
+    let sort = match line.split(' ').next().unwrap() {
+        "GET" if is("list-type=2") => "ListObjectsV2",
+        "GET" if is("?uploads") => "ListMultipartUploads",
+        "GET" => "GetObject",
+        "HEAD" => "HeadObject",
+        "PUT" if is("partNumber=") => "UploadPart",
+        "PUT" => "PutObject",
+        "POST" if is("?uploads") => "CreateMultipartUpload",
+        "POST" if is("uploadId=") => "CompleteMultipartUpload",
+        "DELETE" if is("uploadId=") => "AbortMultipartUpload",
+        "DELETE" => "DeleteObject",
+        _ => line,
+    };
+    sort.to_owned()
 }
 
 impl S3Server {
@@ -207,17 +309,77 @@ impl S3Server {
         })
     }
 
+    /// `moto` that looks at permissions: a user for each policy, which gets its environment. Conditions in policies
+    /// are not known to it.
+    pub fn moto_with_policies(policies: &[&str]) -> Option<(Self, Vec<Variables>)> {
+        let server = Self::moto()?;
+        let address = server.port.address();
+        let iam = |parameters: &[(&str, &str)]| {
+            let body: String = url::form_urlencoded::Serializer::new(String::new())
+                .append_pair("Version", "2010-05-08")
+                .extend_pairs(parameters)
+                .finish();
+            // It finds the service by the scope of a signature that nobody checks yet.
+            let scope = "Authorization: AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/iam/aws4_request, \
+                         SignedHeaders=host, Signature=x\r\nContent-Type: application/x-www-form-urlencoded\r\n";
+            let answer = http(&address, "POST /", scope, &body).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            answer
+        };
+        let mut users = Vec::new();
+        for (number, policy) in policies.iter().enumerate() {
+            let name = format!("user-{number}");
+            iam(&[("Action", "CreateUser"), ("UserName", &name)]);
+            iam(&[
+                ("Action", "PutUserPolicy"),
+                ("UserName", &name),
+                ("PolicyName", "policy"),
+                ("PolicyDocument", policy),
+            ]);
+            let answer = iam(&[("Action", "CreateAccessKey"), ("UserName", &name)]);
+            let field = |name: &str| {
+                let (_, rest) = answer.split_once(&format!("<{name}>")).unwrap();
+                rest.split('<').next().unwrap().to_owned()
+            };
+            users.push(environment(
+                &field("AccessKeyId"),
+                &field("SecretAccessKey"),
+            ));
+        }
+        // From here on every request is checked.
+        let plain = "Content-Type: text/plain\r\n";
+        let answer = http(&address, "POST /moto-api/reset-auth", plain, "0").unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        Some((server, users))
+    }
+
+    /// What `HEAD` says of an object, headers in lower case; `moto` wants a signature and does not check it.
+    pub fn head(&self, key: &str) -> String {
+        let line = format!("HEAD /{BUCKET}/{key}");
+        let signed = "Authorization: AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/s3/aws4_request, \
+                      SignedHeaders=host, Signature=x\r\n";
+        let answer = http(&self.port.address(), &line, signed, "").unwrap();
+        answer.to_lowercase()
+    }
+
     /// `http://127.0.0.1:<port>`.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.port.address())
     }
 
+    /// `127.0.0.1:<port>`.
+    pub fn address(&self) -> String {
+        self.port.address()
+    }
+
     /// The address of an archive under `prefix`.
     pub fn url(&self, prefix: &str) -> String {
-        format!(
-            "s3://{BUCKET}/{prefix}?region=us-east-1&endpoint={}",
-            self.endpoint()
-        )
+        self.url_through(&self.address(), prefix)
+    }
+
+    /// The same through what stands at `address` in front of it.
+    pub fn url_through(&self, address: &str, prefix: &str) -> String {
+        format!("s3://{BUCKET}/{prefix}?region=us-east-1&endpoint=http://{address}")
     }
 
     /// A store under `prefix`, as the writer.
@@ -315,8 +477,11 @@ impl Drop for S3Server {
     }
 }
 
+/// Names and values for a child's environment.
+pub type Variables = Vec<(String, String)>;
+
 /// What a child must be told: who it is, and to look nowhere else.
-pub fn environment(key: &str, secret: &str) -> Vec<(String, String)> {
+pub fn environment(key: &str, secret: &str) -> Variables {
     [
         ("AWS_ACCESS_KEY_ID", key),
         ("AWS_SECRET_ACCESS_KEY", secret),
@@ -390,18 +555,102 @@ async fn answer(
     service: &S3Service,
     control: &Control,
     one_at_a_time: &tokio::sync::Mutex<()>,
-) -> Result<Response<Body>, Infallible> {
+) -> Result<Response<Body>, Broken> {
     if let Some(canned) = control.meet(&request) {
         // Its body is read to the end, as servers do that keep the connection.
         drain(request).await;
         return Ok(canned);
     }
+    let trouble = control.trouble();
+    match trouble {
+        Some(Trouble::Status(status)) => {
+            drain(request).await;
+            return Ok(refusal(status));
+        }
+        Some(Trouble::Cut) => return Err(Broken),
+        Some(Trouble::CutWithin) => {
+            let mut body = request.into_body();
+            let _ = body.frame().await;
+            return Err(Broken);
+        }
+        Some(Trouble::Late(time)) => tokio::time::sleep(time).await,
+        Some(Trouble::DoneBut(_) | Trouble::DoneButCut) | None => {}
+    }
+    let done = carry_out(request, service, one_at_a_time).await;
+    match trouble {
+        Some(Trouble::DoneBut(status)) => Ok(refusal(status)),
+        Some(Trouble::DoneButCut) => half(done).await,
+        _ => Ok(done),
+    }
+}
+
+async fn carry_out(
+    request: Request<hyper::body::Incoming>,
+    service: &S3Service,
+    one_at_a_time: &tokio::sync::Mutex<()>,
+) -> Response<Body> {
     let _held = match has_condition(request.headers()) {
         true => Some(one_at_a_time.lock().await),
         false => None,
     };
     let answered = service.call(request.map(Body::from)).await;
-    Ok(answered.unwrap_or_else(|_| Canned::error(500, "InternalError", "it broke").response()))
+    answered.unwrap_or_else(|_| Canned::error(500, "InternalError", "it broke").response())
+}
+
+/// The connection is to be closed, with whatever has been said on it.
+#[derive(Debug)]
+struct Broken;
+
+impl std::fmt::Display for Broken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("made to break")
+    }
+}
+
+impl std::error::Error for Broken {}
+
+fn refusal(status: u16) -> Response<Body> {
+    let code = match status {
+        503 | 429 => "SlowDown",
+        _ => "InternalError",
+    };
+    Canned::error(status, code, "made to fail").response()
+}
+
+/// The headers of an answer, half of its body, and the end of the connection.
+async fn half(answer: Response<Body>) -> Result<Response<Body>, Broken> {
+    let (parts, body) = answer.into_parts();
+    let whole = body.collect().await.map_err(|_| Broken)?.to_bytes();
+    if whole.is_empty() {
+        return Err(Broken);
+    }
+    let first = whole.slice(..whole.len() / 2);
+    let mut length = parts;
+    length
+        .headers
+        .insert(CONTENT_LENGTH, HeaderValue::from(whole.len()));
+    Ok(Response::from_parts(
+        length,
+        Body::http_body(Half(Some(first))),
+    ))
+}
+
+/// Some bytes, and then no more of what was promised.
+struct Half(Option<Bytes>);
+
+impl hyper::body::Body for Half {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        Poll::Ready(Some(match self.0.take() {
+            Some(bytes) => Ok(Frame::data(bytes)),
+            None => Err(Broken),
+        }))
+    }
 }
 
 async fn drain(request: Request<hyper::body::Incoming>) {
@@ -428,16 +677,20 @@ fn moto_program() -> Option<PathBuf> {
 
 /// Whether the server has the bucket now; moto asks for no signature.
 fn make_bucket(address: &str) -> bool {
-    let put = || -> std::io::Result<String> {
-        let mut stream = TcpStream::connect(address)?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        let request = format!(
-            "PUT /{BUCKET} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-        );
-        stream.write_all(request.as_bytes())?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    };
-    put().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    http(address, &format!("PUT /{BUCKET}"), "", "")
+        .is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+}
+
+/// One request and all of its answer.
+fn http(address: &str, line: &str, headers: &str, body: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let length = body.len();
+    let request = format!(
+        "{line} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n{body}"
+    );
+    stream.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }

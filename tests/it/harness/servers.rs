@@ -454,7 +454,8 @@ impl Server {
         until(
             &format!("{} is a master with data", self.address()),
             DEADLINE,
-            || self.is_master() && self.keys().is_some_and(|keys| keys > 0),
+            // In this order: before it is taken over it is a master too, and has data before it is promoted.
+            || self.keys().is_some_and(|keys| keys > 0) && self.is_master(),
         );
     }
 }

@@ -11,7 +11,10 @@ use super::json::Call;
 use super::state::{State, words};
 
 /// Objects in one page, fewer than anybody asks for: the service may always give fewer.
-const PAGE_OBJECTS_MAX: usize = 5;
+const PAGE_OBJECTS: usize = 5;
+/// A list has about so many pages at most. With small ones for ever, whoever creates objects quicker than pages are
+/// asked for would make a list endless.
+const PAGES: usize = 8;
 
 #[derive(Clone, PartialEq, Message)]
 struct ListObjectsRequest {
@@ -95,7 +98,7 @@ pub fn list(call: &Call, state: &State) -> Response {
         .peekable();
     let size = usize::try_from(request.page_size)
         .unwrap_or(0)
-        .min(PAGE_OBJECTS_MAX);
+        .min(PAGE_OBJECTS.max(state.objects.len() / PAGES));
     let mut response = ListObjectsResponse::default();
     while let Some((name, object)) = names.next() {
         response.objects.push(Listed {

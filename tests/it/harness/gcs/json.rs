@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State as Extracted};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::Response;
+use hyper::body::Frame;
 use url::form_urlencoded;
 
 use super::state::{NO_REPLACING, Object, Session, Shared, State, Wish, crc32c, words};
@@ -64,6 +67,7 @@ pub async fn answer(Extracted(shared): Extracted<Arc<Shared>>, request: Request)
     match plan {
         Some(Answer::Refuse(status)) => return refuse(status),
         Some(Answer::Never) => std::future::pending().await,
+        Some(Answer::Cut) => return broken_off(Bytes::new()),
         Some(Answer::Late(time)) => tokio::time::sleep(time).await,
         Some(Answer::Damaged) if asked != Asked::Read => call.body = damaged(&call.body),
         _ => {}
@@ -76,7 +80,35 @@ pub async fn answer(Extracted(shared): Extracted<Arc<Shared>>, request: Request)
     }
     match plan {
         Some(Answer::DoneBut(status)) => refuse(status),
+        Some(Answer::DoneButCut) => {
+            let body = axum::body::to_bytes(done.into_body(), usize::MAX).await;
+            let body = body.unwrap();
+            broken_off(body.slice(..body.len() / 2))
+        }
         _ => done,
+    }
+}
+
+/// An answer that promises more than comes: some bytes, and the connection, or HTTP/2's stream, breaks.
+fn broken_off(begin: Bytes) -> Response {
+    Response::new(Body::new(BrokenOff(Some(begin))))
+}
+
+struct BrokenOff(Option<Bytes>);
+
+impl axum::body::HttpBody for BrokenOff {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        let broken = || std::io::Error::other("made to break");
+        Poll::Ready(Some(match self.0.take() {
+            Some(bytes) if !bytes.is_empty() => Ok(Frame::data(bytes)),
+            _ => Err(broken()),
+        }))
     }
 }
 

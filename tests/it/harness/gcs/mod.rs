@@ -56,6 +56,10 @@ pub enum Answer {
     Damaged,
     /// Of a part only the first half is kept.
     Half,
+    /// Not done, and no answer: the connection breaks.
+    Cut,
+    /// Done, and the answer breaks off.
+    DoneButCut,
 }
 
 /// A running fake. Dropped, it ends.
@@ -119,6 +123,37 @@ impl Gcs {
     /// The next `times` requests of this kind are answered so, after those that were planned before.
     pub fn plan(&self, asked: Asked, answer: Answer, times: usize) {
         self.shared.lock().plan(asked, answer, times);
+    }
+
+    /// The request of this number, counted from 1 over all kinds, is answered so.
+    pub fn plan_at(&self, number: usize, answer: Answer) {
+        self.shared.lock().at = Some((number, answer));
+    }
+
+    /// Requests are answered so where `chosen` says so.
+    pub fn plan_where(&self, mut chosen: impl FnMut() -> bool + Send + 'static, answer: Answer) {
+        self.shared.lock().chosen = Some(Box::new(move || chosen().then_some(answer)));
+    }
+
+    /// How many requests there were, of all kinds.
+    pub fn requests(&self) -> usize {
+        self.shared.lock().requests()
+    }
+
+    /// How many requests met what was planned by number or by choice.
+    pub fn met(&self) -> usize {
+        self.shared.lock().met
+    }
+
+    /// Where it listens, without a scheme.
+    pub fn socket(&self) -> &str {
+        self.address.trim_start_matches("http://")
+    }
+
+    /// The address of an archive through what stands at `address` in front of the fake. Sessions of large uploads go
+    /// to the fake itself.
+    pub fn url_through(&self, address: &str, prefix: &str) -> String {
+        format!("gs://{BUCKET}/{prefix}?endpoint=http://{address}&anonymous=true")
     }
 
     /// Nothing unusual any more.

@@ -35,6 +35,11 @@ pub struct State {
     pub ignore_conditions: bool,
     pub forbid_deleting: bool,
     pub want_token: bool,
+    /// What the request of this number meets.
+    pub at: Option<(usize, Answer)>,
+    /// What each request is asked for.
+    pub chosen: Option<Box<dyn FnMut() -> Option<Answer> + Send>>,
+    pub met: usize,
     plans: Vec<(Asked, Answer, usize)>,
     asked: Vec<Asked>,
     last: u64,
@@ -76,11 +81,22 @@ impl State {
 
     pub fn forget_plans(&mut self) {
         self.plans.clear();
+        self.at = None;
+        self.chosen = None;
     }
 
     /// Counts a request and takes what is planned for it.
     pub fn planned(&mut self, asked: Asked) -> Option<Answer> {
         self.asked.push(asked);
+        let number = self.asked.len();
+        let by_number = self.at.filter(|(at, _)| *at == number);
+        let answer = by_number
+            .map(|(_, answer)| answer)
+            .or_else(|| self.chosen.as_mut().and_then(|chosen| chosen()));
+        if answer.is_some() {
+            self.met += 1;
+            return answer;
+        }
         let plan = self
             .plans
             .iter_mut()
@@ -91,6 +107,10 @@ impl State {
 
     pub fn count(&self, asked: Asked) -> usize {
         self.asked.iter().filter(|one| **one == asked).count()
+    }
+
+    pub fn requests(&self) -> usize {
+        self.asked.len()
     }
 
     pub fn next(&mut self) -> u64 {

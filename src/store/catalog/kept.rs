@@ -1,0 +1,188 @@
+//! What was listed of an archive, kept between two looks at it, so that the second one lists only what came later.
+//!
+//! Objects never change and only upkeep deletes, after what replaces them is there. So what was listed stays true as
+//! far as it says which bytes the archive holds. It may lack what another streamer created under an earlier name, and
+//! it may name what upkeep has merged or pruned since: whoever wants to read from old positions, or to decide anything
+//! but to go on at the end, asks for [`Listing::Whole`].
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use super::{CatalogError, read_document};
+use crate::archive::layout::{
+    Object, ObjectName, Span, TimelineDocument, accepted_prefix, merged_prefix, segments_prefix,
+    timeline_prefix, timelines_after, timelines_prefix,
+};
+use crate::position::{Offset, ReplicationId, Ticks, TimelineSeq, UnixMillis};
+use crate::store::measured::LIST_PAGE_OBJECTS;
+use crate::store::{Listed, Store, StoreError};
+
+/// Of so many objects the names are kept: some twenty megabytes. A larger archive is listed whole each time.
+pub const KEPT_OBJECTS_MAX: usize = 200_000;
+/// Listed whole again after this, milliseconds, even where only what came later is asked for.
+pub const RELIST_MILLIS: u64 = 3_600_000;
+/// So many of the last known segments of a timeline are listed again: another streamer of the same history cuts its
+/// pieces elsewhere, and one that reaches beyond our last may begin before it.
+const LOOK_BACK_SEGMENTS: usize = 500;
+/// Lists for one known timeline where only what came later is listed: acceptances, merged segments, and the rest.
+const LISTS_PER_TIMELINE: u64 = 3;
+
+/// How much is listed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Listing {
+    /// Everything: a request for every thousand objects.
+    #[default]
+    Whole,
+    /// What came after the last listing, where that takes fewer requests.
+    Later,
+}
+
+/// What is known of an archive's objects.
+#[derive(Debug, Default)]
+pub struct Kept {
+    documents: BTreeMap<(TimelineSeq, ReplicationId), TimelineDocument>,
+    /// Every object, with its stored size in bytes.
+    objects: BTreeMap<Object, u64>,
+    /// When everything was listed for the last time.
+    whole_at: Option<Ticks>,
+}
+
+impl Kept {
+    /// Lists; tells how much was listed in the end.
+    pub(super) async fn list(
+        &mut self,
+        store: &dyn Store,
+        listing: Listing,
+        now: Ticks,
+    ) -> Result<Listing, CatalogError> {
+        let listing = match listing {
+            Listing::Later if self.later_is_cheaper(now) => Listing::Later,
+            _ => Listing::Whole,
+        };
+        match listing {
+            Listing::Whole => {
+                self.whole_at = None;
+                let listed = store.list(timelines_prefix(), None).await?;
+                self.objects.clear();
+                self.take(listed);
+                self.whole_at = Some(now);
+            }
+            Listing::Later => {
+                for listed in self.list_later(store).await? {
+                    self.take(listed);
+                }
+            }
+        }
+        self.read_documents(store).await?;
+        Ok(listing)
+    }
+
+    /// The documents of the timelines and all objects, for the catalogue.
+    pub(super) fn parts(
+        &self,
+    ) -> (
+        Vec<TimelineDocument>,
+        impl Iterator<Item = (ObjectName, Object, u64)>,
+    ) {
+        let documents = self.documents.values().cloned().collect();
+        let objects = self.objects.iter();
+        let objects = objects.map(|(object, bytes)| (object.name(), *object, *bytes));
+        (documents, objects)
+    }
+
+    /// Frees what is too much to be kept until the next look.
+    pub(super) fn trim(&mut self) {
+        if self.objects.len() > KEPT_OBJECTS_MAX {
+            *self = Self::default();
+        }
+    }
+
+    fn later_is_cheaper(&self, now: Ticks) -> bool {
+        let fresh = self
+            .whole_at
+            .is_some_and(|at| now.since(at) < RELIST_MILLIS);
+        let whole = (self.objects.len() as u64).div_ceil(LIST_PAGE_OBJECTS);
+        fresh && 1 + LISTS_PER_TIMELINE * (self.folders().len() as u64) < whole
+    }
+
+    /// Known timelines, those without a document as well.
+    fn folders(&self) -> Vec<(TimelineSeq, ReplicationId)> {
+        let mut folders: Vec<_> = self.objects.keys().filter_map(Object::timeline).collect();
+        folders.sort_unstable();
+        folders.dedup();
+        folders
+    }
+
+    async fn list_later(&self, store: &dyn Store) -> Result<Vec<Vec<Listed>>, StoreError> {
+        let folders = self.folders();
+        let mut found = Vec::new();
+        for (seq, id) in &folders {
+            let folder = timeline_prefix(*seq, id);
+            // Merged segments come last: what upkeep has deleted before the first list is among them by now.
+            let after = self.last_known(*seq, *id);
+            found.push(store.list(&folder, Some(&after)).await?);
+            found.push(store.list(&merged_prefix(*seq, id), None).await?);
+            found.push(store.list(&accepted_prefix(*seq, id), None).await?);
+        }
+        // A folder that bears a known number and was not seen lost the race for it and stays empty: whoever creates
+        // one looks again and gives up where another is there.
+        if let Some((highest, _)) = folders.last() {
+            let after = timelines_after(*highest);
+            found.push(store.list(timelines_prefix(), Some(&after)).await?);
+        }
+        Ok(found)
+    }
+
+    /// Behind which name a timeline is listed again: some segments before the last known one.
+    fn last_known(&self, seq: TimelineSeq, id: ReplicationId) -> String {
+        let segment = |number, merged| Object::Segment {
+            seq,
+            id,
+            span: Span {
+                first: Offset::new(number),
+                last: Offset::new(number),
+                first_at: UnixMillis(0),
+                last_at: UnixMillis(0),
+            },
+            merged,
+        };
+        self.objects
+            .range(segment(0, false)..=segment(u64::MAX, true))
+            .map(|(object, _)| object)
+            .filter(|object| matches!(object, Object::Segment { merged: false, .. }))
+            .rev()
+            .nth(LOOK_BACK_SEGMENTS)
+            .map_or_else(
+                || segments_prefix(seq, &id),
+                |object| object.name().to_string(),
+            )
+    }
+
+    fn take(&mut self, listed: Vec<Listed>) {
+        for entry in listed {
+            if let Some(object) = Object::parse(entry.name.as_str()) {
+                self.objects.insert(object, entry.bytes);
+            }
+        }
+    }
+
+    /// Documents never change: each is read once.
+    async fn read_documents(&mut self, store: &dyn Store) -> Result<(), CatalogError> {
+        let objects = &self.objects;
+        self.documents
+            .retain(|(seq, id), _| objects.contains_key(&Object::Timeline { seq: *seq, id: *id }));
+        for object in objects.keys() {
+            let Object::Timeline { seq, id } = *object else {
+                continue;
+            };
+            if let Entry::Vacant(vacant) = self.documents.entry((seq, id)) {
+                let name = object.name();
+                vacant.insert(read_document(store, &name, TimelineDocument::decode).await?);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
