@@ -5,17 +5,19 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 FUZZ_SECONDS ?= 20
+OUTAGE_SECONDS ?= 60
+BIG_MIB ?= 2000
 
 .PHONY: help
 help: ## This list.
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: check
 check: ## Formatting and lints.
 	cargo fmt --check
 	cargo clippy --all-targets --features faulty -- -D warnings
 	cargo clippy -- -D warnings
-	@if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh .ci/run; \
+	@if command -v shellcheck >/dev/null; then shellcheck -x scripts/*.sh scripts/kubernetes/*.sh .ci/run; \
 	else echo "SKIPPED: shellcheck is not installed (apt-get install shellcheck)"; fi
 
 .PHONY: unit
@@ -32,6 +34,33 @@ servers: ## Finds the test servers, or unpacks them into target/servers.
 
 .PHONY: test
 test: check unit e2e fuzz ## All of the above, and each fuzz target for a moment.
+
+.PHONY: outage
+outage: servers ## Stores that are broken for OUTAGE_SECONDS (60) at a time under load, one after the other: half an hour.
+	PERENNIAL_OUTAGE_SECONDS=$(OUTAGE_SECONDS) cargo nextest run --features faulty --test it --test-threads 1 \
+		--no-fail-fast --success-output final -E 'test(/^outages/)'
+
+.PHONY: big
+big: servers ## A snapshot of BIG_MIB (2000) through each store, up and down, within 100 MiB of memory: ten minutes.
+	PERENNIAL_SNAPSHOT_MIB=$(BIG_MIB) cargo nextest run --features faulty --test it --test-threads 1 --no-fail-fast \
+		--success-output final -E 'test(/^large_snapshots::/)'
+
+.PHONY: store-failures
+store-failures: servers ## Each request to S3 and Google's store goes wrong in each way: half an hour.
+	PERENNIAL_STORE_FAILURES=all cargo nextest run --features faulty --test it --no-fail-fast --success-output final \
+		-E 'test(/^store_failures::/)'
+
+.PHONY: manifests-check
+manifests-check: ## What can be known of docker/ and manifests/ without running them.
+	@scripts/manifests-check.sh
+
+.PHONY: docker-test
+docker-test: ## docker/compose.yaml for real, with kills; starts an engine where root may.
+	@scripts/docker-test.sh
+
+.PHONY: kubernetes-test
+kubernetes-test: ## The guest book on a real Kubernetes, which it builds once; as root, on Debian.
+	@scripts/kubernetes-test.sh
 
 .PHONY: demo
 demo: ## Kills a real Redis and watches it come back.
