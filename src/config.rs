@@ -14,6 +14,10 @@ use crate::restore::seeder::SeederOptions;
 use crate::server::net::{Address, Endpoint};
 use crate::server::tls::{IdentityFiles, TlsClient, TlsServer};
 
+mod snapshots;
+
+pub use snapshots::SnapshotSettings;
+
 /// What `perennial run` was told, as typed.
 #[derive(Clone, Debug)]
 pub struct RunSettings {
@@ -43,6 +47,8 @@ pub struct RunSettings {
     pub buffer_bytes: String,
     /// `--snapshot-part-bytes`
     pub snapshot_part_bytes: String,
+    /// When other snapshots are taken, and from where.
+    pub snapshots: SnapshotSettings,
     /// `--spool-dir`
     pub spool_dir: Option<PathBuf>,
     /// `--spool-bytes`
@@ -171,6 +177,8 @@ impl RunSettings {
         }
         let shutdown_timeout = duration("shutdown-timeout", &self.shutdown_timeout)?;
         let http = self.http.as_deref().map(http).transpose()?;
+        let schedule = self.snapshots.schedule()?;
+        let snapshot_source = self.snapshots.source(&self.tls)?;
         let seed_tls = seed_tls(self.tls)?;
         Ok(RunOptions {
             redis,
@@ -191,6 +199,8 @@ impl RunSettings {
                 snapshot_part_bytes,
                 spool,
                 uploads_per_second: rate,
+                schedule,
+                snapshot_source,
                 ack: self.ack,
                 shutdown_millis: millis(shutdown_timeout),
                 tls: seed_tls,
@@ -457,6 +467,7 @@ mod tests {
             flush_bytes: "8MiB".into(),
             buffer_bytes: "32MiB".into(),
             snapshot_part_bytes: "300GB".into(),
+            snapshots: SnapshotSettings::default(),
             spool_dir: None,
             spool_bytes: "1GiB".into(),
             uploads_per_second: None,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::Exit;
-use crate::config::{RunSettings, TlsSettings};
+use crate::config::{RunSettings, SnapshotSettings, TlsSettings};
 use crate::decide::Policy;
 use crate::follow::AckMode;
 
@@ -348,6 +348,10 @@ pub struct RunArguments {
     )]
     pub snapshot_part_bytes: String,
 
+    /// When other snapshots are taken.
+    #[command(flatten)]
+    pub snapshots: SnapshotArguments,
+
     /// How long stopping may take, the last uploads included
     #[arg(
         long,
@@ -380,6 +384,61 @@ pub struct RunArguments {
         value_name = "FILE"
     )]
     pub config: Option<PathBuf>,
+}
+
+/// When snapshots behind the first one are taken, and from where.
+#[derive(Debug, Args)]
+pub struct SnapshotArguments {
+    /// Take another snapshot this long after the last one, if anything was written; none for no such interval
+    #[arg(
+        long,
+        env = "PERENNIAL_SNAPSHOT_INTERVAL",
+        hide_env_values = true,
+        value_name = "TIME",
+        default_value = "24h"
+    )]
+    pub snapshot_interval: String,
+
+    /// Never take one earlier than this after the last one: each makes a server fork
+    #[arg(
+        long,
+        env = "PERENNIAL_SNAPSHOT_MIN_INTERVAL",
+        hide_env_values = true,
+        value_name = "TIME",
+        default_value = "1h"
+    )]
+    pub snapshot_min_interval: String,
+
+    /// Take another one when the replication stream since the last one is so many times its size, and at least
+    /// 256 MiB: a restore replays it. None for never
+    #[arg(
+        long,
+        env = "PERENNIAL_SNAPSHOT_LOG_RATIO",
+        hide_env_values = true,
+        value_name = "RATIO",
+        default_value = "1.0"
+    )]
+    pub snapshot_log_ratio: String,
+
+    /// The least replication stream for --snapshot-log-ratio
+    #[arg(
+        long,
+        env = "PERENNIAL_SNAPSHOT_LOG_BYTES",
+        hide = true,
+        value_name = "SIZE",
+        default_value = "256MiB"
+    )]
+    pub snapshot_log_bytes: String,
+
+    /// Take them from this replica of the server, so that the server does not fork; redis://... as for --redis,
+    /// whose password is used where it has none. The first one always comes from the server
+    #[arg(
+        long,
+        env = "PERENNIAL_SNAPSHOT_FROM",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub snapshot_from: Option<String>,
 }
 
 /// How to reach a server, besides its address.
@@ -569,6 +628,13 @@ impl RunArguments {
             flush_bytes: self.flush_bytes,
             buffer_bytes: self.buffer_bytes,
             snapshot_part_bytes: self.snapshot_part_bytes,
+            snapshots: SnapshotSettings {
+                interval: self.snapshots.snapshot_interval,
+                min_interval: self.snapshots.snapshot_min_interval,
+                log_ratio: self.snapshots.snapshot_log_ratio,
+                log_bytes: self.snapshots.snapshot_log_bytes,
+                from: self.snapshots.snapshot_from,
+            },
             spool_dir: self.spool_dir,
             spool_bytes: self.spool_bytes,
             uploads_per_second: self.uploads_per_second,

@@ -9,10 +9,13 @@ use tokio::task::JoinHandle;
 use super::announce::AnnouncedPort;
 use super::budget::Budget;
 use super::encode::Encoder;
+use super::later::{Later, SnapshotSource};
 use super::link::Link;
 use super::pipeline::{Pipeline, SealOptions};
 use super::rate::Rate;
+use super::replicas;
 use super::report::Report;
+use super::schedule::{Schedule, ScheduleOptions};
 use super::snapshots::{Parting, SnapshotFailure, SnapshotPace, Taken};
 use super::spool::{Spool, SpoolOptions};
 use super::uploader::{Progress, Shared, Uploader};
@@ -67,6 +70,10 @@ pub struct FollowOptions {
     pub spool: Option<SpoolOptions>,
     /// How many uploads of segments may begin per second, sustained; `None` for no limit.
     pub uploads_per_second: Option<u64>,
+    /// When a timeline gets another snapshot.
+    pub schedule: ScheduleOptions,
+    /// Where it comes from.
+    pub snapshot_source: SnapshotSource,
     /// What is acknowledged.
     pub ack: AckMode,
     /// How long to go on after being told to stop, milliseconds, the last uploads included.
@@ -75,7 +82,7 @@ pub struct FollowOptions {
     pub tls: Option<TlsServer>,
 }
 
-/// Why following ended. Each but the last two is tried again.
+/// Why following ended. Each but the last three is tried again.
 #[derive(Debug)]
 pub enum FollowEnd {
     /// The link could not be made or broke.
@@ -100,6 +107,8 @@ pub enum FollowEnd {
     Snapshot(SnapshotFailure),
     /// The last snapshot failed, and this server sends one with every full resync: not asked yet.
     NotYet,
+    /// The snapshot that was [asked for](Follower::ask_for_snapshot) was taken, or could not be.
+    Asked(Result<Taken, String>),
     /// Told to stop.
     Stopped,
 }
@@ -127,6 +136,8 @@ impl fmt::Display for FollowEnd {
                 "the last snapshot failed, and each full resync makes this server write another one: waiting before \
                  the next",
             ),
+            Self::Asked(Ok(_)) => f.write_str("the snapshot that was asked for is stored"),
+            Self::Asked(Err(why)) => f.write_str(why),
             Self::Stopped => f.write_str("told to stop"),
         }
     }
@@ -140,6 +151,10 @@ pub(super) struct Lane {
     /// command as well: else one that is longer than a link lasts would never arrive.
     pub(super) pipeline: Pipeline,
     pub(super) snapshot: SnapshotNeed,
+    /// Another one, on its way.
+    pub(super) later: Option<Later>,
+    /// Where it branched off, if it was created just now.
+    pub(super) parent: Option<Position>,
     /// Where no seed would use it: itself and its ancestors, of which one must be accepted before anything on
     /// it is acknowledged.
     pub(super) suspects: Vec<(TimelineSeq, ReplicationId)>,
@@ -196,6 +211,9 @@ pub struct Follower {
     pub(super) lane: Option<Lane>,
     /// Kept over links and timelines: each attempt at a snapshot makes the master fork.
     pub(super) snapshot_pace: SnapshotPace,
+    pub(super) schedule: Schedule,
+    /// Somebody waits for one snapshot and nothing else.
+    pub(super) asked: bool,
     pub(super) report: Arc<Report>,
     store: Arc<dyn Store>,
     archive: ArchiveId,
@@ -208,6 +226,8 @@ pub struct Follower {
 struct Known {
     /// What to announce.
     version: Option<String>,
+    /// Which server it is.
+    server: Option<replicas::Version>,
     /// Every full resync comes with all keys: the server is older than 7.0.
     always_with_keys: bool,
     /// The first byte in the backlog; `None` where INFO does not tell or there is no backlog.
@@ -222,6 +242,7 @@ impl Known {
         let first = info.number("repl_backlog_first_byte_offset");
         *self = Self {
             version: (info.server_name() == "valkey").then(|| info.version().to_owned()),
+            server: Some((info.server_name().to_owned(), info.version_numbers())),
             always_with_keys: info.version_numbers() < FILTERS_SINCE,
             backlog_first: first.filter(|_| active == Some(1)).map(Offset::new),
             no_backlog: active == Some(0),
@@ -260,6 +281,7 @@ impl Follower {
         };
         let report = Report::new(Arc::clone(&clock), Arc::clone(&budget), spool);
         let parting = Parting::new(options.snapshot_part_bytes);
+        let schedule = Schedule::new(options.schedule, clock.ticks());
         Self {
             parting,
             redis,
@@ -270,6 +292,8 @@ impl Follower {
             shared,
             lane: None,
             snapshot_pace: SnapshotPace::default(),
+            schedule,
+            asked: false,
             report,
             store,
             archive,
@@ -371,7 +395,10 @@ impl Follower {
             .answered(decided, loaded, before, control, is_us, (reply, filtered))
             .await;
         match opened {
-            Ok(lane) => self.begin(lane),
+            Ok(lane) => {
+                self.begin(lane);
+                self.know_last_snapshot(loaded).await;
+            }
             Err(end) => {
                 if !filtered && matches!(reply, Reply::Full { .. }) {
                     self.snapshot_pace.failed(self.clock.ticks());
@@ -424,17 +451,21 @@ impl Follower {
         Ok(lane)
     }
 
-    /// Why not to ask now: an answer that is known beforehand and of no use costs an old server a fork.
-    fn too_early(&self, decided: &Follow, before: &Server) -> Option<FollowEnd> {
-        let continues = decided.offer.is_some_and(|offer| {
+    /// Whether the server would go on from what is offered, as far as its INFO tells.
+    pub fn would_continue(&self, decided: &Follow, before: &Server) -> bool {
+        decided.offer.is_some_and(|offer| {
             let after = offer.position.offset;
             let current = before.id == offer.id && before.offset >= after;
             let previous = before
                 .previous
                 .is_some_and(|(id, last)| id == offer.id && last >= after);
             (current || previous) && self.known.continues_after(after)
-        });
-        if continues || !self.known.always_with_keys {
+        })
+    }
+
+    /// Why not to ask now: an answer that is known beforehand and of no use costs an old server a fork.
+    fn too_early(&self, decided: &Follow, before: &Server) -> Option<FollowEnd> {
+        if self.would_continue(decided, before) || !self.known.always_with_keys {
             return None;
         }
         let lags = matches!(before.role, Role::Replica { .. })
@@ -519,12 +550,8 @@ impl Follower {
     }
 
     pub(super) fn replica_options(&self, psync: PsyncRequest) -> ReplicaOptions {
-        let auth = self.redis.credentials.as_ref().map(|credentials| Auth {
-            user: credentials.user.clone(),
-            password: credentials.password.clone(),
-        });
         ReplicaOptions {
-            auth,
+            auth: auth_of(&self.redis),
             listening_port: None,
             announce_ip: None,
             version: self.known.version.clone(),
@@ -534,6 +561,11 @@ impl Follower {
             handshake_timeout_ms: HANDSHAKE_MILLIS,
             idle_timeout_ms: IDLE_MILLIS,
         }
+    }
+
+    /// Which server is followed, as its INFO said.
+    pub(super) fn known_server(&self) -> Option<replicas::Version> {
+        self.known.server.clone()
     }
 
     /// Remembers how to ask, from the server's own INFO.
@@ -689,7 +721,10 @@ impl Follower {
                 if suspect.is_some() || !doubtful.is_empty() {
                     doubtful.push((seq, id));
                 }
-                Ok(self.lane(seq, id, known, streams, need, doubtful))
+                Ok(Lane {
+                    parent,
+                    ..self.lane(seq, id, known, streams, need, doubtful)
+                })
             }
         }
     }
@@ -735,6 +770,8 @@ impl Follower {
             uploader,
             pipeline,
             snapshot,
+            later: None,
+            parent: None,
             suspects,
         }
     }
@@ -835,6 +872,13 @@ fn say_new_timeline(
             tracing::info!(timeline = %seq, %id, %start, "following: a new timeline begins")
         }
     }
+}
+
+pub(super) fn auth_of(address: &Address) -> Option<Auth> {
+    address.credentials.as_ref().map(|credentials| Auth {
+        user: credentials.user.clone(),
+        password: credentials.password.clone(),
+    })
 }
 
 pub(super) fn link_end(event: &Event) -> FollowEnd {

@@ -80,6 +80,11 @@ impl Pipeline {
         self.last_getack = Some(now);
     }
 
+    /// What gathers is due now, as if somebody waited for it.
+    pub fn seal_at_once(&mut self) {
+        self.waited |= !self.builder.is_empty();
+    }
+
     /// Takes bytes in. Returns whether a GETACK was among them.
     ///
     /// # Errors

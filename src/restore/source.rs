@@ -9,19 +9,19 @@ use tokio::task::JoinHandle;
 
 use super::ahead::{self, ReadAhead};
 use super::rewrite::{Rewriter, Tally};
-use crate::archive::block::{Block, Content, decode_header};
+use crate::archive::block::{Block, Content};
 use crate::archive::layout::{ArchiveId, Object, ObjectName};
 use crate::archive::plan::{Leg, Plan, Rewriting};
 use crate::archive::segment::{SegmentError, SegmentReader};
-use crate::archive::snapshot::{SnapshotReadError, SnapshotReader};
+use crate::archive::snapshot::{
+    END_BLOCK_BYTES_MAX, SnapshotReadError, SnapshotReader, payload_bytes_in,
+};
 use crate::position::{Offset, UnixMillis};
 use crate::proto::resp::{CommandCursor, Malformed};
 use crate::store::{Store, StoreError};
 
 /// Pieces read ahead of whoever takes them.
 const PIECES_AHEAD_MAX: usize = 2;
-/// The end block of a snapshot lies within this many last bytes of its object.
-const END_BLOCK_BYTES_MAX: u64 = 256 * 1024;
 /// A time further than this past what later bytes say came from a clock that was wrong, milliseconds.
 const CLOCK_AHEAD_MILLIS_MAX: u64 = 24 * 60 * 60 * 1000;
 
@@ -203,17 +203,7 @@ pub async fn payload_bytes(store: &dyn Store, plan: &Plan) -> Result<u64, Source
     let (name, length) = plan.snapshot.last_object();
     let from = length.saturating_sub(END_BLOCK_BYTES_MAX);
     let tail = ahead::read(store, &name, from..length).await?;
-    // Headers bear a checksum of their own, so what decodes as one is one.
-    (0..tail.len())
-        .rev()
-        .find_map(|at| match decode_header(&tail[at..], from + at as u64) {
-            Ok(Some((header, _))) => match header.content {
-                Content::End { bytes } => Some(bytes),
-                Content::Rdb { .. } | Content::Commands { .. } => None,
-            },
-            _ => None,
-        })
-        .ok_or(SourceError::NoEnd { name })
+    payload_bytes_in(&tail).ok_or(SourceError::NoEnd { name })
 }
 
 /// The plan's replication stream, cut at its target, which must be a command boundary.
