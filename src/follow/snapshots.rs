@@ -1,7 +1,11 @@
 //! RDB payloads into the store: from the second connection, or from the link's own full resync on servers
 //! that cannot do without.
 
-use std::collections::VecDeque;
+mod sink;
+mod writer;
+
+pub use sink::SnapshotSink;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,22 +14,22 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::archive::block::{Boundary, RawBlock};
-use crate::archive::layout::{Object, PART_MAX};
-use crate::archive::snapshot::{SnapshotBuilder, SnapshotError};
+use crate::archive::layout::PART_MAX;
+use crate::archive::snapshot::SnapshotError;
 use crate::clock::Clock;
 use crate::follow::budget::{Budget, Reservation};
 use crate::follow::encode::Encoder;
 use crate::follow::later::until_stored;
 use crate::follow::link::Link;
-use crate::follow::uploader::{EncodedBlock, Uploader, backoff, jittered};
+use crate::follow::spool::SpoolError;
+use crate::follow::uploader::{Uploader, backoff, jittered};
 use crate::position::{Offset, ReplicationId, Ticks, UnixMillis};
 use crate::proto::handshake::PsyncRequest;
 use crate::proto::replica::{Event, Refusal, ReplicaOptions};
 use crate::server::net::{Address, Endpoint};
-use crate::store::{Created, StoreError, StoreErrorKind, Upload, create_or_same};
+use crate::store::StoreError;
 
-/// Blocks of one snapshot that are compressed ahead of the upload.
+/// Blocks of one snapshot that wait in memory for the upload. Where there is a spool, more wait there.
 pub const BLOCKS_AHEAD_MAX: usize = 2;
 /// The first wait before another attempt at a snapshot.
 pub const SNAPSHOT_RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -90,10 +94,6 @@ impl Parting {
     }
 }
 
-/// What an upload holds counts up to this part of the budget. More would let a snapshot stop the link that the
-/// replication stream comes over, and on older servers the snapshot itself, which then never fills its part.
-const UPLOAD_SHARE_OF_BUDGET: u64 = 4;
-
 /// Why a snapshot was not taken. The caller tries again.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotFailure {
@@ -149,6 +149,9 @@ pub enum SnapshotFailure {
     /// The store failed.
     #[error("the snapshot could not be stored: {0}")]
     Store(#[from] StoreError),
+    /// A part of it could not be read back from the spool.
+    #[error("the snapshot is given up: {0}")]
+    Spool(#[from] SpoolError),
     /// It does not fit where it was begun.
     #[error(transparent)]
     TooLarge(#[from] TooLarge),
@@ -186,6 +189,9 @@ pub enum WriteError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// What waited cannot be read back.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
     /// The snapshot is too large.
     #[error(transparent)]
     TooLarge(#[from] TooLarge),
@@ -195,213 +201,9 @@ impl From<WriteError> for SnapshotFailure {
     fn from(error: WriteError) -> Self {
         match error {
             WriteError::Store(error) => Self::Store(error),
+            WriteError::Spool(error) => Self::Spool(error),
             WriteError::TooLarge(error) => Self::TooLarge(error),
         }
-    }
-}
-
-/// A payload on its way into the store. Dropping it before [`SnapshotSink::finish`] leaves nothing behind that is a
-/// snapshot: nothing at all of one object, of several the parts that were full, without the one that ends them.
-pub struct SnapshotSink {
-    builder: SnapshotBuilder,
-    upload: Box<dyn Upload>,
-    /// The part that is being written, where there are several.
-    part: Option<Object>,
-    object_bytes: u64,
-    parting: Arc<Parting>,
-    uploading: Reservation,
-    encoding: VecDeque<EncodedBlock>,
-    budget: Arc<Budget>,
-    encoder: Arc<Encoder>,
-    uploader: Arc<Uploader>,
-    offset: Offset,
-    began: Ticks,
-    at: UnixMillis,
-}
-
-impl SnapshotSink {
-    /// Begins the upload of a payload that stands at `offset`.
-    ///
-    /// # Errors
-    /// What the store says.
-    pub async fn begin(
-        uploader: Arc<Uploader>,
-        encoder: Arc<Encoder>,
-        budget: Arc<Budget>,
-        parting: Arc<Parting>,
-        offset: Offset,
-        clock: &dyn Clock,
-    ) -> Result<Self, StoreError> {
-        let (began, at) = (clock.ticks(), clock.unix());
-        let builder = SnapshotBuilder::new(offset, at);
-        let context = uploader.context();
-        let first_part = builder.first_part(context.timeline, context.id);
-        let part = parting.in_parts().then_some(first_part);
-        let name = part.map_or_else(
-            || builder.name(context.timeline, context.id),
-            |part| part.name(),
-        );
-        let upload = uploader.store().begin_upload(&name).await?;
-        Ok(Self {
-            builder,
-            upload,
-            part,
-            object_bytes: 0,
-            parting,
-            uploading: budget.reserve(0),
-            encoding: VecDeque::new(),
-            budget,
-            encoder,
-            uploader,
-            offset,
-            began,
-            at,
-        })
-    }
-
-    /// Takes some of the payload; waits while the store is slower than the master.
-    ///
-    /// # Errors
-    /// What the store says; or the snapshot is too large.
-    pub async fn write(&mut self, bytes: Bytes) -> Result<(), WriteError> {
-        self.builder.push(bytes);
-        while let Some(block) = self.builder.take_ready() {
-            self.encode(block);
-            while self.encoding.len() > BLOCKS_AHEAD_MAX {
-                self.write_one().await?;
-            }
-        }
-        Ok(())
-    }
-
-    fn encode(&mut self, block: RawBlock) {
-        let held: Reservation = self.budget.reserve(block.raw_bytes() as u64);
-        let (encoder, context) = (Arc::clone(&self.encoder), self.uploader.context());
-        let encoded: JoinHandle<_> =
-            tokio::spawn(async move { encoder.encode(block, context, held).await });
-        self.encoding.push_back(encoded);
-    }
-
-    async fn write_one(&mut self) -> Result<(), WriteError> {
-        let Some(encoded) = self.encoding.pop_front() else {
-            return Ok(());
-        };
-        let (bytes, held) = encoded
-            .await
-            .expect("compression neither panics nor is cancelled");
-        let length = bytes.len() as u64;
-        if self.object_bytes > 0 && self.object_bytes + length > self.parting.part_bytes_max {
-            self.next_part().await?;
-        }
-        self.object_bytes += length;
-        let written = self.upload.write(bytes).await;
-        let share = self.budget.bytes_max() / UPLOAD_SHARE_OF_BUDGET;
-        self.uploading.resize(self.upload.held_bytes().min(share));
-        drop(held);
-        Ok(written?)
-    }
-
-    /// Completes the part that is full and begins another one.
-    async fn next_part(&mut self) -> Result<(), WriteError> {
-        let bytes_max = self.parting.part_bytes_max;
-        let Some(part) = self.part else {
-            self.parting.overflowed.store(true, Ordering::Relaxed);
-            return Err(TooLarge::ForOneObject(bytes_max).into());
-        };
-        let too_large = || TooLarge::ForAllParts(bytes_max);
-        let next = part.part_behind(false).ok_or_else(too_large)?;
-        // A number must be left for the end.
-        next.part_behind(true).ok_or_else(too_large)?;
-        let upload = self.uploader.store().begin_upload(&next.name()).await?;
-        let full = std::mem::replace(&mut self.upload, upload);
-        complete_part(full, part, &self.uploader).await?;
-        self.part = Some(next);
-        self.object_bytes = 0;
-        tracing::info!(part = %part.name(), "a part of the snapshot is stored");
-        Ok(())
-    }
-
-    /// Checks the payload as a whole, completes the object and counts it as durable.
-    ///
-    /// # Errors
-    /// A damaged payload, and what the store says: then nothing is left in the store.
-    pub async fn finish(
-        mut self,
-        address: &str,
-        clock: &dyn Clock,
-    ) -> Result<Taken, SnapshotFailure> {
-        let builder = std::mem::replace(
-            &mut self.builder,
-            SnapshotBuilder::new(Offset::ZERO, Default::default()),
-        );
-        let sealed = match builder.finish() {
-            Ok(sealed) => sealed,
-            Err(error) => {
-                self.upload.abort().await;
-                return Err(SnapshotFailure::Damaged {
-                    address: address.into(),
-                    error,
-                });
-            }
-        };
-        let mut blocks = sealed.blocks;
-        let end = if self.part.is_some() {
-            blocks.pop()
-        } else {
-            None
-        };
-        for block in blocks {
-            self.encode(block);
-        }
-        while !self.encoding.is_empty() {
-            self.write_one().await?;
-        }
-        match self.part.zip(end) {
-            None => drop(self.upload.complete().await?),
-            Some((part, end)) => {
-                complete_part(self.upload, part, &self.uploader).await?;
-                // Its name is what makes a snapshot of the parts.
-                let last = part
-                    .part_behind(true)
-                    .ok_or(TooLarge::ForAllParts(self.parting.part_bytes_max))?;
-                let held = self.budget.reserve(end.raw_bytes() as u64);
-                let context = self.uploader.context();
-                let (bytes, _held) = self.encoder.encode(end, context, held).await;
-                create_or_same(&**self.uploader.store(), &last.name(), vec![bytes]).await?;
-            }
-        }
-        // A full resync makes the stream select its database itself, unless the payload says where it stands
-        // (`repl-stream-db`, a snapshot from a replica: facts 2.3).
-        let database = sealed.summary.head.stream_database;
-        self.uploader.snapshot_complete(Boundary {
-            offset: self.offset,
-            database,
-        });
-        Ok(Taken {
-            offset: self.offset,
-            bytes: sealed.summary.bytes,
-            at: self.at,
-            millis: clock.ticks().since(self.began),
-        })
-    }
-}
-
-/// Two payloads taken at one offset need not be equal byte for byte, so their parts must never be mixed.
-async fn complete_part(
-    upload: Box<dyn Upload>,
-    part: Object,
-    uploader: &Uploader,
-) -> Result<(), StoreError> {
-    match upload.complete().await? {
-        Created::New => Ok(()),
-        Created::AlreadyPresent => Err(StoreError::new(
-            StoreErrorKind::Conflict,
-            "create",
-            &part.name(),
-            uploader.store().address(),
-            "an object of that name is there, perhaps of another snapshot: this one is given up"
-                .into(),
-        )),
     }
 }
 
@@ -604,3 +406,5 @@ mod tests {
 
 #[cfg(test)]
 mod parts_tests;
+#[cfg(test)]
+mod spool_tests;

@@ -44,6 +44,9 @@ mod outages;
 // The same with a spool: what does not fit into memory waits in files.
 #[cfg(all(feature = "s3", feature = "gcs"))]
 mod outages_spooled;
+// A first sync into a store that is slower than the master.
+#[cfg(feature = "s3")]
+mod slow_first_sync;
 // The spool in this process: full, and read back in vain.
 mod spooled;
 // Each request to a store goes wrong in turn.

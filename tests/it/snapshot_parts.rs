@@ -94,8 +94,8 @@ fn killed_between_two_parts_nothing_is_restorable_until_another_snapshot_is_whol
     // Five blocks came whole, three were written, two parts are full.
     proxy.down_after_bytes(22 * MIB as u64);
     let mut perennial = Perennial::follow_url(&proxy.url(), &archive, &SMALL_PARTS);
-    until("two parts are stored", DEADLINE, || {
-        parts(&archive).len() >= 2
+    until("two parts are stored and the line is cut", DEADLINE, || {
+        parts(&archive).len() >= 2 && proxy.cuts() > 0
     });
     perennial.kill();
     assert!(!parts(&archive).iter().any(|part| part.contains("end")));

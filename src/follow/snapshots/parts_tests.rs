@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::archive::block::BlockContext;
-use crate::archive::layout::{ArchiveId, DOCUMENT_FORMAT, Source, TimelineDocument};
+use crate::archive::layout::{ArchiveId, DOCUMENT_FORMAT, Object, Source, TimelineDocument};
 use crate::archive::snapshot::SnapshotReader;
 use crate::archive::timeline::Catalog;
 use crate::clock::SystemClock;
@@ -12,18 +12,19 @@ use crate::store::Store;
 use crate::store::faulty::{Fault, Faults, FaultyStore};
 use crate::store::memory::MemoryStore;
 
-const MIB: u64 = 1024 * 1024;
-const CONTEXT: BlockContext = BlockContext {
+pub(super) const MIB: u64 = 1024 * 1024;
+const THREE_BLOCKS: u64 = 10 * MIB;
+pub(super) const CONTEXT: BlockContext = BlockContext {
     archive: ArchiveId::from_raw([1; 16]),
     timeline: TimelineSeq::FIRST,
     id: ReplicationId::from_raw([3; 20]),
 };
 
-/// A payload of 10 MiB that nothing makes shorter: three blocks. Of a version without a checksum.
-fn payload() -> Bytes {
+/// A payload that nothing makes shorter. Of a version without a checksum.
+pub(super) fn payload(bytes_min: u64) -> Bytes {
     let mut bytes = b"REDIS0004".to_vec();
     let mut state = 7_u64;
-    while bytes.len() < 10 << 20 {
+    while (bytes.len() as u64) < bytes_min {
         state = state
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
@@ -85,7 +86,7 @@ async fn catalog(store: &MemoryStore) -> Catalog {
 }
 
 /// How many snapshots there are; each is read, and must be the payload.
-async fn whole_ones(store: &MemoryStore, payload: &Bytes) -> usize {
+pub(super) async fn whole_ones(store: &MemoryStore, payload: &Bytes) -> usize {
     let catalog = catalog(store).await;
     let snapshots = &catalog.newest().unwrap().snapshots;
     for entry in snapshots {
@@ -115,7 +116,7 @@ async fn whole_ones(store: &MemoryStore, payload: &Bytes) -> usize {
 
 #[tokio::test]
 async fn a_large_snapshot_is_stored_in_parts_and_the_last_one_ends_it() {
-    let (store, payload) = (MemoryStore::new(), payload());
+    let (store, payload) = (MemoryStore::new(), payload(THREE_BLOCKS));
     let bytes = take(Arc::new(store.clone()), &in_parts(), &payload)
         .await
         .unwrap();
@@ -148,7 +149,7 @@ async fn a_large_snapshot_is_stored_in_parts_and_the_last_one_ends_it() {
 
 #[tokio::test]
 async fn what_was_expected_to_fit_and_does_not_is_in_parts_the_next_time() {
-    let (store, payload) = (MemoryStore::new(), payload());
+    let (store, payload) = (MemoryStore::new(), payload(THREE_BLOCKS));
     let parting = Parting::new(5 * MIB);
     let failed = take(Arc::new(store.clone()), &parting, &payload)
         .await
@@ -163,7 +164,7 @@ async fn what_was_expected_to_fit_and_does_not_is_in_parts_the_next_time() {
 
 #[tokio::test]
 async fn whatever_fails_only_whole_snapshots_are_snapshots() {
-    let payload = payload();
+    let payload = payload(THREE_BLOCKS);
     let counted = FaultyStore::new(Arc::new(MemoryStore::new()), Faults::new());
     take(Arc::new(counted.clone()), &in_parts(), &payload)
         .await
