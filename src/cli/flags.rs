@@ -46,6 +46,8 @@ pub enum Command {
     Status(ArchiveArguments),
     /// List the timelines, snapshots and segments of an archive
     Ls(ArchiveArguments),
+    /// Take a snapshot of a followed server now
+    Snapshot(Box<OneSnapshotArguments>),
     /// Make a suspect timeline the head, so that seeds use it
     Accept(AcceptArguments),
     /// Print completions for a shell
@@ -553,6 +555,53 @@ pub struct SeedArguments {
     pub seed_client_ca_file: Option<PathBuf>,
 }
 
+/// `perennial snapshot`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+It follows the server for a moment, from where the archive ends, stores what is missing up to the snapshot and then \
+the snapshot itself, so it can be used beside a running `perennial run`, which counts its next one from this one. The \
+server forks once, or the replica of --snapshot-from. Nothing is begun: where the archive does not hold this server's \
+history up to now, it fails and says so.
+
+Exit codes: 0 stored, 1 not, 2 wrong usage.")]
+pub struct OneSnapshotArguments {
+    /// The server: redis://[user:password@]host:port, rediss://... for TLS, or unix:///path
+    #[arg(
+        long,
+        env = "PERENNIAL_REDIS",
+        hide_env_values = true,
+        value_name = "URL",
+        default_value = "redis://127.0.0.1:6379"
+    )]
+    pub redis: String,
+
+    /// How to reach the server.
+    #[command(flatten)]
+    pub server: ServerArguments,
+
+    /// Where the archive lies: file:///absolute/directory, s3://bucket/prefix?region=… or gs://bucket/prefix
+    #[arg(
+        long,
+        env = "PERENNIAL_ARCHIVE",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub archive: String,
+
+    /// Take it from this replica of the server, so that the server does not fork
+    #[arg(
+        long,
+        env = "PERENNIAL_SNAPSHOT_FROM",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub snapshot_from: Option<String>,
+
+    /// Print JSON with stable field names
+    #[arg(long, env = "PERENNIAL_JSON", hide_env_values = true)]
+    pub json: bool,
+}
+
 /// `perennial check`
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -647,7 +696,52 @@ impl RunArguments {
     }
 }
 
+impl OneSnapshotArguments {
+    /// The settings as typed, and those of `run` that do not matter here.
+    ///
+    /// # Errors
+    /// Where a file cannot be read: a usage error.
+    pub fn settings(self) -> Result<RunSettings, Exit> {
+        Ok(RunSettings {
+            redis_password: self.server.password()?,
+            redis: self.redis,
+            archive: self.archive,
+            name: None,
+            seed: Policy::Never,
+            seed_listen: "127.0.0.1:0".into(),
+            seed_announce: None,
+            seed_password: None,
+            ack: AckMode::Durable,
+            flush_interval: "1s".into(),
+            flush_bytes: "8MiB".into(),
+            buffer_bytes: "32MiB".into(),
+            snapshot_part_bytes: "300GB".into(),
+            snapshots: SnapshotSettings {
+                from: self.snapshot_from,
+                ..Default::default()
+            },
+            spool_dir: None,
+            spool_bytes: "1GiB".into(),
+            uploads_per_second: None,
+            // Whoever stops it wants no snapshot.
+            shutdown_timeout: "0s".into(),
+            http: None,
+            tls: self.server.tls(),
+        })
+    }
+}
+
 impl ServerArguments {
+    fn tls(&self) -> TlsSettings {
+        TlsSettings {
+            redis_ca_file: self.redis_ca_file.clone(),
+            redis_cert_file: self.redis_cert_file.clone(),
+            redis_key_file: self.redis_key_file.clone(),
+            redis_server_name: self.redis_server_name.clone(),
+            ..Default::default()
+        }
+    }
+
     /// The password, read from its file.
     ///
     /// # Errors
@@ -670,13 +764,10 @@ impl SeedArguments {
 /// Everything about TLS, as typed.
 pub fn tls(server: &ServerArguments, seeding: &SeedArguments) -> TlsSettings {
     TlsSettings {
-        redis_ca_file: server.redis_ca_file.clone(),
-        redis_cert_file: server.redis_cert_file.clone(),
-        redis_key_file: server.redis_key_file.clone(),
-        redis_server_name: server.redis_server_name.clone(),
         seed_cert_file: seeding.seed_cert_file.clone(),
         seed_key_file: seeding.seed_key_file.clone(),
         seed_client_ca_file: seeding.seed_client_ca_file.clone(),
+        ..server.tls()
     }
 }
 

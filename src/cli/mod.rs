@@ -12,6 +12,7 @@ mod progress;
 pub mod restore;
 pub mod run;
 pub mod shown;
+pub mod snapshot;
 pub mod status;
 
 use std::io::{IsTerminal, Write};
@@ -100,6 +101,7 @@ async fn dispatch(command: Command, from_file: &FromFile) -> anyhow::Result<()> 
         Command::Status(arguments) => status::run(&arguments, &*clock).await,
         Command::Ls(arguments) => ls::run(&arguments).await,
         Command::Accept(arguments) => accept::run(&arguments, &*clock).await,
+        Command::Snapshot(arguments) => snapshot::run(*arguments, clock, stop_on_signals()?).await,
         Command::Completions(arguments) => {
             shown::completions(&arguments);
             Ok(())

@@ -330,6 +330,13 @@ impl Follower {
             })
     }
 
+    /// The timeline that is written to.
+    pub fn timeline(&self) -> Option<TimelineSeq> {
+        self.lane
+            .as_ref()
+            .map(|lane| lane.uploader.context().timeline)
+    }
+
     /// What is durable and on its way, where something is being followed.
     pub fn progress(&self) -> Option<Progress> {
         self.lane

@@ -77,6 +77,8 @@ mod wait_means_stored;
 mod big_values;
 // A snapshot larger than memory may be, on each store.
 mod large_snapshots;
+// Snapshots behind the first one: on schedule, from a replica, and when somebody asks.
+mod later_snapshots;
 // A snapshot too large for one object.
 mod snapshot_parts;
 // Perennial dies under load and goes on, or says what is missing.
