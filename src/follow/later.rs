@@ -159,6 +159,7 @@ impl Follower {
             SnapshotSource::Replica(address) => format!(" from {address}"),
         };
         tracing::info!("taking a snapshot{from}: {reason}");
+        self.schedule.forked(now);
         let (told, stands_at) = oneshot::channel();
         let task = tokio::spawn(self.attempt(&session.uploader, told));
         if let Some(lane) = &mut self.lane {

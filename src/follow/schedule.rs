@@ -138,11 +138,12 @@ impl Schedule {
             backoff(RETRY_FIRST.min(longest), longest, self.failed)
         };
         let wait_millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        self.not_before = self.not_before.max(now.plus(wait_millis));
+        // Also earlier than what was said when it began.
+        self.not_before = now.plus(wait_millis);
         wait_millis
     }
 
-    /// The server forked, though for no snapshot on schedule.
+    /// A server forks, or is about to: for an attempt that begins, or for a first snapshot.
     pub fn forked(&mut self, now: Ticks) {
         self.not_before = self
             .not_before
@@ -318,6 +319,9 @@ mod tests {
         schedule.wrote(at(1));
         let now = Ticks(50 * HOUR);
         assert!(schedule.due(now, at(1)).is_some());
+        // Until it ends, and if its end is never heard of, it counts as one that forks.
+        schedule.forked(now);
+        assert_eq!(schedule.due_at(at(1)), Some(now.plus(HOUR)));
         assert_eq!(schedule.failed(now, false), MINUTE);
         assert_eq!(schedule.due_at(at(1)), Some(now.plus(MINUTE)));
         let mut waits = Vec::new();

@@ -344,8 +344,8 @@ impl Follower {
             .pipeline
             .receive(now, self.clock.unix(), bytes)
             .map_err(FollowEnd::Malformed)?;
-        if session.pipeline.oldest_write().is_some() {
-            self.schedule.wrote(session.pipeline.offset());
+        if let Some(written) = session.pipeline.last_write() {
+            self.schedule.wrote(written);
         }
         self.take_ready(session);
         if waited {

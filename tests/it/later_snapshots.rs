@@ -25,8 +25,10 @@ on_every_server! {
     one_is_taken_when_somebody_asks,
 }
 
-/// Each as soon as 20 KiB were written.
-const EAGER: [&str; 6] = [
+/// Each as soon as 20 KiB were written. The servers live on when Perennial is stopped.
+const EAGER: [&str; 8] = [
+    "--shutdown-timeout",
+    "1s",
     "--snapshot-log-ratio",
     "0.001",
     "--snapshot-log-bytes",
