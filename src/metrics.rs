@@ -34,6 +34,8 @@ pub struct Values {
     pub archive_gaps: Option<u64>,
     /// When the last snapshot was taken.
     pub snapshot_timestamp: Option<f64>,
+    /// When the next one is due.
+    pub snapshot_due: Option<f64>,
     /// The length of its payload.
     pub snapshot_bytes: Option<u64>,
     /// How long it took.
@@ -135,6 +137,11 @@ const GAUGES: &[Gauge] = &[
         "perennial_snapshot_timestamp_seconds",
         "When the newest snapshot was taken.",
         |values| values.snapshot_timestamp,
+    ),
+    (
+        "perennial_snapshot_due_timestamp_seconds",
+        "When the next snapshot is due, if no more is written until then.",
+        |values| values.snapshot_due,
     ),
     (
         "perennial_snapshot_bytes",
@@ -365,6 +372,7 @@ mod tests {
             suspect_roots: Some(0),
             archive_gaps: Some(0),
             snapshot_timestamp: Some(1.5),
+            snapshot_due: Some(2.5),
             snapshot_bytes: Some(3),
             snapshot_duration: Some(0.25),
             restorable_from: Some(1.0),

@@ -195,6 +195,7 @@ impl Observed {
         let taken = seen.snapshot;
         let snapshot_at = taken
             .map(|taken| taken.at)
+            .max(seen.snapshot_found)
             .max(archived.and_then(|archived| archived.newest_snapshot));
         let head = archived.and_then(|archived| archived.head);
         // Before anything is followed, and beside a suspect timeline, the archive says how far it reaches.
@@ -225,6 +226,9 @@ impl Observed {
             suspect_roots: archived.map(|archived| archived.suspects.max(suspect_now)),
             archive_gaps,
             snapshot_timestamp: snapshot_at.map(|at| seconds(at.0)),
+            snapshot_due: seen
+                .snapshot_due_millis
+                .map(|millis| seconds(now.0.saturating_add(millis))),
             snapshot_bytes: taken.map(|taken| taken.bytes),
             snapshot_duration: taken.map(|taken| seconds(taken.millis)),
             restorable_from: archived

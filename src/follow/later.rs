@@ -253,6 +253,7 @@ impl Follower {
             }
             Ok(Outcome::Another(offset, at, bytes)) => {
                 tracing::info!(%offset, "a newer snapshot is in the archive already: none is taken");
+                self.report.snapshot_found(at);
                 let millis = age(&*self.clock, at);
                 let taken = Taken {
                     offset,

@@ -126,6 +126,8 @@ impl Follower {
         let pipeline = &session.pipeline;
         self.report
             .turned(now, pipeline.offset(), pipeline.oldest_write());
+        self.report
+            .snapshot_due(self.schedule.due_at(pipeline.offset()));
     }
 
     async fn run(

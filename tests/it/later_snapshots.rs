@@ -480,8 +480,10 @@ fn a_slow_store_fills_no_buffer_of_the_server() {
         }
         archive.status().snapshots() >= 2
     });
-    println!("held by the server for its replicas: {held_max} bytes at most");
-    assert!(held_max < 8 << 20, "{held_max}");
+    assert!(
+        held_max < 8 << 20,
+        "the server held {held_max} bytes for its replicas"
+    );
     client.wait_until_stored(DEADLINE);
     assert_one_history(&archive.status());
     perennial.stop().unwrap();
