@@ -153,8 +153,6 @@ pub(super) struct Lane {
     pub(super) snapshot: SnapshotNeed,
     /// Another one, on its way.
     pub(super) later: Option<Later>,
-    /// Where it branched off, if it was created just now.
-    pub(super) parent: Option<Position>,
     /// Where no seed would use it: itself and its ancestors, of which one must be accepted before anything on
     /// it is acknowledged.
     pub(super) suspects: Vec<(TimelineSeq, ReplicationId)>,
@@ -215,7 +213,7 @@ pub struct Follower {
     /// Somebody waits for one snapshot and nothing else.
     pub(super) asked: bool,
     pub(super) report: Arc<Report>,
-    store: Arc<dyn Store>,
+    pub(super) store: Arc<dyn Store>,
     archive: ArchiveId,
     announced: Option<AnnouncedPort>,
     known: Known,
@@ -397,6 +395,8 @@ impl Follower {
                 id: offer.id,
                 after: offer.position.offset,
             });
+        // Before the server is asked: nothing keeps what it answers waiting.
+        let last_snapshot = self.last_snapshot(loaded, decided.offer).await;
         let (link, reply, filtered) = self.ask(psync, stop).await?;
         let opened = self
             .answered(decided, loaded, before, control, is_us, (reply, filtered))
@@ -404,7 +404,7 @@ impl Follower {
         match opened {
             Ok(lane) => {
                 self.begin(lane);
-                self.know_last_snapshot(loaded).await;
+                self.begin_schedule(last_snapshot);
             }
             Err(end) => {
                 if !filtered && matches!(reply, Reply::Full { .. }) {
@@ -728,10 +728,7 @@ impl Follower {
                 if suspect.is_some() || !doubtful.is_empty() {
                     doubtful.push((seq, id));
                 }
-                Ok(Lane {
-                    parent,
-                    ..self.lane(seq, id, known, streams, need, doubtful)
-                })
+                Ok(self.lane(seq, id, known, streams, need, doubtful))
             }
         }
     }
@@ -778,7 +775,6 @@ impl Follower {
             pipeline,
             snapshot,
             later: None,
-            parent: None,
             suspects,
         }
     }

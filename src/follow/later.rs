@@ -18,7 +18,8 @@ use crate::archive::layout::{Object, snapshots_prefix};
 use crate::archive::plan::{Target, plan};
 use crate::archive::timeline::SnapshotEntry;
 use crate::clock::Clock;
-use crate::position::{Offset, Position, Ticks, UnixMillis};
+use crate::decide::Offer;
+use crate::position::{Offset, Ticks, UnixMillis};
 use crate::proto::handshake::PsyncRequest;
 use crate::proto::replica::ReplicaOptions;
 use crate::server::net::Address;
@@ -28,6 +29,9 @@ use crate::store::{Store, StoreError};
 /// How long a payload that is here waits until the replication stream up to its offset is in the store. Without that
 /// the timeline would have a hole in front of the snapshot if we died.
 const STORED_WAIT_MAX: Duration = Duration::from_secs(600);
+
+/// How long the length of a payload may take to be read: its stored length will do.
+const LENGTH_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Where snapshots behind the first one come from.
 #[derive(Clone, Debug, Default)]
@@ -122,28 +126,34 @@ impl Follower {
         self.schedule.ask();
     }
 
-    /// Learns from the archive which snapshot a restore of the timeline that was opened would begin with.
-    pub(super) async fn know_last_snapshot(&mut self, loaded: &Loaded) {
+    /// The snapshot that a restore of what is offered would begin with.
+    pub(super) async fn last_snapshot(
+        &self,
+        loaded: &Loaded,
+        offer: Option<Offer>,
+    ) -> Option<Standing> {
+        let position = offer?.position;
+        let planned = plan(&loaded.catalog, Target::Offset(position)).ok()?;
+        Some(Standing {
+            age_millis: age(&*self.clock, planned.snapshot.at),
+            payload_bytes: length_of(&*self.store, &planned.snapshot).await,
+            stream_bytes: planned.stream_bytes(),
+            offset: position.offset,
+        })
+    }
+
+    /// A timeline was opened. Where it goes on from what was offered, snapshots are due by the one before; else its
+    /// first one is no matter of schedule.
+    pub(super) fn begin_schedule(&mut self, last: Option<Standing>) {
         let Some(lane) = &self.lane else { return };
-        let position = Position {
-            timeline: lane.uploader.context().timeline,
+        let goes_on = matches!(lane.snapshot, SnapshotNeed::None);
+        let last = last.filter(|_| goes_on).map(|last| Standing {
+            // The offsets of a child may begin anew.
             offset: lane.pipeline.offset(),
-        };
-        let needs_one = !matches!(lane.snapshot, SnapshotNeed::None);
-        // A timeline that was just created is not in the catalogue: its parent leads to it.
-        let from = (!needs_one).then(|| lane.parent.unwrap_or(position));
-        let planned = from.and_then(|from| plan(&loaded.catalog, Target::Offset(from)).ok());
-        let standing = match planned {
-            None => None,
-            Some(planned) => Some(Standing {
-                age_millis: age(&*self.clock, planned.snapshot.at),
-                payload_bytes: length_of(&**lane.uploader.store(), &planned.snapshot).await,
-                stream_bytes: planned.stream_bytes(),
-                offset: position.offset,
-            }),
-        };
-        tracing::debug!(?standing, "the last snapshot");
-        self.schedule.begin(self.clock.ticks(), standing);
+            ..last
+        });
+        tracing::debug!(?last, "the last snapshot");
+        self.schedule.begin(self.clock.ticks(), last);
     }
 
     /// Begins one where it is due and nothing speaks against it.
@@ -332,11 +342,11 @@ fn age(clock: &dyn Clock, at: UnixMillis) -> u64 {
 
 /// The length of a snapshot's payload; of what is stored, where that cannot be read.
 async fn length_of(store: &dyn Store, entry: &SnapshotEntry) -> u64 {
-    match catalog::payload_bytes(store, entry).await {
-        Ok(Some(bytes)) => bytes,
-        Ok(None) => entry.bytes,
-        Err(error) => {
-            tracing::debug!("{error}; taking the stored length");
+    let read = catalog::payload_bytes(store, entry);
+    match tokio::time::timeout(LENGTH_WAIT_MAX, read).await {
+        Ok(Ok(Some(bytes))) => bytes,
+        outcome => {
+            tracing::debug!(?outcome, "taking the stored length of {}", entry.name);
             entry.bytes
         }
     }
