@@ -4,9 +4,11 @@
 //! byte that these modules write.
 
 pub mod block;
+pub mod cut;
 pub mod document;
 pub mod layout;
 pub mod plan;
+pub mod retention;
 pub mod segment;
 pub mod snapshot;
 pub mod timeline;

@@ -13,8 +13,10 @@ use crate::position::{Position, ReplicationId, Ticks, TimelineSeq, UnixMillis};
 use crate::store::{Store, StoreError, StoreErrorKind, create_or_same};
 
 mod kept;
+mod surveyed;
 
 pub use kept::{KEPT_OBJECTS_MAX, Kept, Listing, RELIST_MILLIS};
+pub use surveyed::{Survey, survey};
 
 /// How many bytes of an object are read at once.
 pub const READ_BYTES: u64 = 8 * 1024 * 1024;

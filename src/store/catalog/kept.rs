@@ -13,6 +13,7 @@ use crate::archive::layout::{
     Object, ObjectName, Span, TimelineDocument, accepted_prefix, merged_prefix, segments_prefix,
     timeline_prefix, timelines_after, timelines_prefix,
 };
+use crate::archive::retention::Dates;
 use crate::position::{Offset, ReplicationId, Ticks, TimelineSeq, UnixMillis};
 use crate::store::measured::LIST_PAGE_OBJECTS;
 use crate::store::{Listed, Store, StoreError};
@@ -41,8 +42,8 @@ pub enum Listing {
 #[derive(Debug, Default)]
 pub struct Kept {
     documents: BTreeMap<(TimelineSeq, ReplicationId), TimelineDocument>,
-    /// Every object, with its stored size in bytes.
-    objects: BTreeMap<Object, u64>,
+    /// Every object, with its stored size in bytes and the store's date.
+    objects: BTreeMap<Object, (u64, UnixMillis)>,
     /// When everything was listed for the last time.
     whole_at: Option<Ticks>,
 }
@@ -71,6 +72,7 @@ impl Kept {
                 for listed in self.list_later(store).await? {
                     self.take(listed);
                 }
+                self.forget_merged();
             }
         }
         self.read_documents(store).await?;
@@ -86,8 +88,22 @@ impl Kept {
     ) {
         let documents = self.documents.values().cloned().collect();
         let objects = self.objects.iter();
-        let objects = objects.map(|(object, bytes)| (object.name(), *object, *bytes));
+        let objects = objects.map(|(object, (bytes, _))| (object.name(), *object, *bytes));
         (documents, objects)
+    }
+
+    /// When each object was created, by the store's clock.
+    pub(super) fn dates(&self) -> Dates {
+        let objects = self.objects.iter();
+        objects
+            .map(|(object, (_, date))| (object.name(), *date))
+            .collect()
+    }
+
+    /// Keeps the documents alone.
+    pub(super) fn forget_objects(&mut self) {
+        self.objects = BTreeMap::new();
+        self.whole_at = None;
     }
 
     /// Frees what is too much to be kept until the next look.
@@ -106,7 +122,7 @@ impl Kept {
     }
 
     /// Known timelines, those without a document as well.
-    fn folders(&self) -> Vec<(TimelineSeq, ReplicationId)> {
+    pub(super) fn folders(&self) -> Vec<(TimelineSeq, ReplicationId)> {
         let mut folders: Vec<_> = self.objects.keys().filter_map(Object::timeline).collect();
         folders.sort_unstable();
         folders.dedup();
@@ -158,10 +174,49 @@ impl Kept {
             )
     }
 
+    /// Forgets what a longer merged segment covers: upkeep deletes it sooner or later, and it says nothing more.
+    fn forget_merged(&mut self) {
+        let mut covered_by: Option<((TimelineSeq, ReplicationId), Offset)> = None;
+        let mut merged: Vec<((TimelineSeq, ReplicationId), Span)> = Vec::new();
+        for object in self.objects.keys() {
+            if let Object::Segment {
+                seq,
+                id,
+                span,
+                merged: true,
+            } = *object
+            {
+                merged.push(((seq, id), span));
+            }
+        }
+        merged.retain(|(folder, span)| {
+            let is_longer = covered_by.is_none_or(|(of, last)| of != *folder || last < span.last);
+            if is_longer {
+                covered_by = Some((*folder, span.last));
+            }
+            is_longer
+        });
+        self.objects.retain(|object, _| {
+            let Object::Segment {
+                seq, id, ref span, ..
+            } = *object
+            else {
+                return true;
+            };
+            let behind = merged.partition_point(|(folder, merged)| {
+                (*folder, merged.first) <= ((seq, id), span.first)
+            });
+            let before = behind.checked_sub(1).map(|at| &merged[at]);
+            !before.is_some_and(|(folder, merged)| {
+                *folder == (seq, id) && span.last <= merged.last && span.bytes() < merged.bytes()
+            })
+        });
+    }
+
     fn take(&mut self, listed: Vec<Listed>) {
         for entry in listed {
             if let Some(object) = Object::parse(entry.name.as_str()) {
-                self.objects.insert(object, entry.bytes);
+                self.objects.insert(object, (entry.bytes, entry.modified));
             }
         }
     }
