@@ -72,6 +72,18 @@ pub struct Values {
     pub snapshots_done: u64,
     /// Snapshots that failed.
     pub snapshots_failed: u64,
+    /// Merged segments made.
+    pub merges_done: u64,
+    /// Merges that failed.
+    pub merges_failed: u64,
+    /// Objects deleted because a merged segment covers them.
+    pub deleted_merged: u64,
+    /// Objects deleted because they are too old.
+    pub deleted_pruned: u64,
+    /// Times that deleting was refused.
+    pub deletions_refused: u64,
+    /// Segments that are damaged, or differ from others.
+    pub segments_barred: u64,
 }
 
 /// Offsets and sizes pass 2^53 in no lifetime of a server.
@@ -186,6 +198,11 @@ const GAUGES: &[Gauge] = &[
         "Pieces of the replication stream that are being stored or wait for it.",
         |values| Some(number(values.uploads_in_flight)),
     ),
+    (
+        "perennial_upkeep_alarms",
+        "Segments found damaged or different from others that hold the same bytes: left as they are.",
+        |values| Some(number(values.segments_barred)),
+    ),
 ];
 
 /// The values of a counter's one label, each with what it counts; one without a label where there is none.
@@ -243,6 +260,30 @@ const COUNTERS: &[Counter] = &[
             ("done", |values| values.snapshots_done),
             ("failed", |values| values.snapshots_failed),
         ],
+    ),
+    (
+        "perennial_merges_total",
+        "Merged segments made of many.",
+        &["result"],
+        &[
+            ("done", |values| values.merges_done),
+            ("failed", |values| values.merges_failed),
+        ],
+    ),
+    (
+        "perennial_objects_deleted_total",
+        "Objects deleted: merged into others, or older than the window.",
+        &["why"],
+        &[
+            ("merged", |values| values.deleted_merged),
+            ("old", |values| values.deleted_pruned),
+        ],
+    ),
+    (
+        "perennial_deletions_refused_total",
+        "Times that nothing was deleted: the store does not allow it, or a clock is wrong.",
+        &[],
+        &[("", |values| values.deletions_refused)],
     ),
 ];
 

@@ -193,7 +193,9 @@ impl Catalog {
                 .retain(|segment| !gone.contains(&segment.name));
             timeline.snapshots.retain(|snapshot| {
                 let parts = snapshot.parts.iter().map(|(name, _)| name);
-                parts.chain([&snapshot.name]).all(|name| !gone.contains(name))
+                parts
+                    .chain([&snapshot.name])
+                    .all(|name| !gone.contains(name))
             });
             timeline.finish();
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::Exit;
-use crate::config::{RunSettings, TlsSettings};
+use crate::config::{RunSettings, TlsSettings, UpkeepSettings};
 use crate::decide::Policy;
 use crate::follow::AckMode;
 
@@ -48,6 +48,8 @@ pub enum Command {
     Ls(ArchiveArguments),
     /// Make a suspect timeline the head, so that seeds use it
     Accept(AcceptArguments),
+    /// Merge the small segments of an archive, and delete what is older than the window
+    Prune(PruneArguments),
     /// Print completions for a shell
     Completions(CompletionsArguments),
     /// Print the manual page, as roff
@@ -101,6 +103,87 @@ pub struct AcceptArguments {
         value_name = "TEXT"
     )]
     pub reason: String,
+}
+
+/// How an archive is kept.
+#[derive(Debug, Args)]
+pub struct UpkeepArguments {
+    /// Every moment that is not older can be restored; what only older ones need is deleted. forever keeps everything
+    #[arg(
+        long,
+        env = "PERENNIAL_RETENTION",
+        hide_env_values = true,
+        value_name = "TIME",
+        default_value = "7d"
+    )]
+    pub retention: String,
+
+    /// Delete nothing, neither what is too old nor what was merged
+    #[arg(long, env = "PERENNIAL_NO_DELETE", hide_env_values = true)]
+    pub no_delete: bool,
+
+    /// Segments stored within this time are merged
+    #[arg(
+        long,
+        env = "PERENNIAL_MERGE_MINUTE",
+        hide = true,
+        value_name = "TIME",
+        default_value = "1m"
+    )]
+    pub merge_minute: String,
+
+    /// Segments received within this time are merged in turn
+    #[arg(
+        long,
+        env = "PERENNIAL_MERGE_HOUR",
+        hide = true,
+        value_name = "TIME",
+        default_value = "1h"
+    )]
+    pub merge_hour: String,
+
+    /// What was merged stays this long beside the merged segment
+    #[arg(
+        long,
+        env = "PERENNIAL_MERGE_GRACE",
+        hide = true,
+        value_name = "TIME",
+        default_value = "10m"
+    )]
+    pub merge_grace: String,
+}
+
+impl UpkeepArguments {
+    /// As typed.
+    pub fn settings(self) -> UpkeepSettings {
+        UpkeepSettings {
+            retention: self.retention,
+            no_delete: self.no_delete,
+            merge_minute: self.merge_minute,
+            merge_hour: self.merge_hour,
+            merge_grace: self.merge_grace,
+        }
+    }
+}
+
+/// `perennial prune`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+`perennial run` does the same every few minutes by itself: this is for an archive that nothing writes to any more, and \
+to see what would be done. Nothing that a restore inside --retention needs is deleted, on any branch; nor the last \
+restorable snapshot, whatever its age. What was merged is deleted ten minutes after, so a second call finishes.")]
+pub struct PruneArguments {
+    /// The archive.
+    #[command(flatten)]
+    pub archive: ArchiveArguments,
+
+    /// How it is kept.
+    #[command(flatten)]
+    pub upkeep: UpkeepArguments,
+
+    /// Print what would be done, and do nothing
+    #[arg(long, env = "PERENNIAL_DRY_RUN", hide_env_values = true)]
+    pub dry_run: bool,
 }
 
 /// `perennial restore`
@@ -358,6 +441,20 @@ pub struct RunArguments {
     )]
     pub shutdown_timeout: String,
 
+    /// How the archive is kept.
+    #[command(flatten)]
+    pub upkeep: UpkeepArguments,
+
+    /// How often segments are merged and what is too old is deleted, where there is something to do; 0s is never
+    #[arg(
+        long,
+        env = "PERENNIAL_UPKEEP_INTERVAL",
+        hide_env_values = true,
+        value_name = "TIME",
+        default_value = "5m"
+    )]
+    pub upkeep_interval: String,
+
     /// Serve /metrics, /readyz and /healthz on this address, 127.0.0.1:9121 for example; not at all if left
     /// out
     #[arg(
@@ -573,6 +670,8 @@ impl RunArguments {
             spool_bytes: self.spool_bytes,
             uploads_per_second: self.uploads_per_second,
             shutdown_timeout: self.shutdown_timeout,
+            upkeep: self.upkeep.settings(),
+            upkeep_interval: self.upkeep_interval,
             http: self.http,
             tls: tls(&self.server, &self.seeding),
             seed_listen: self.seeding.seed_listen,

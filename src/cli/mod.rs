@@ -9,6 +9,7 @@ pub mod ls;
 pub mod observe;
 mod pace;
 mod progress;
+pub mod prune;
 pub mod restore;
 pub mod run;
 pub mod shown;
@@ -100,6 +101,7 @@ async fn dispatch(command: Command, from_file: &FromFile) -> anyhow::Result<()> 
         Command::Status(arguments) => status::run(&arguments, &*clock).await,
         Command::Ls(arguments) => ls::run(&arguments).await,
         Command::Accept(arguments) => accept::run(&arguments, &*clock).await,
+        Command::Prune(arguments) => prune::run(arguments, clock).await,
         Command::Completions(arguments) => {
             shown::completions(&arguments);
             Ok(())

@@ -17,11 +17,34 @@ use crate::shell::quoted;
 use crate::store::catalog::{self, CatalogError, Loaded};
 use crate::store::{Store, StoreErrorKind};
 
+/// So often a restore is planned again because something of its plan is gone.
+const PLANNED_AGAIN_MAX: u32 = 3;
+
 /// Restores.
 ///
 /// # Errors
 /// What failed, on what; exit code 3 where there is nothing to restore.
 pub async fn run(arguments: RestoreArguments, clock: Arc<dyn Clock>) -> anyhow::Result<()> {
+    for _ in 0..PLANNED_AGAIN_MAX {
+        match run_once(&arguments, Arc::clone(&clock)).await {
+            Err(error) if is_gone(&error) => {
+                tracing::warn!("{error:#}; upkeep has deleted it: planning again");
+            }
+            restored => return restored,
+        }
+    }
+    run_once(&arguments, clock).await
+}
+
+/// Whether an object of the plan is gone. Segments are found again by themselves; a snapshot is not.
+fn is_gone(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(to_dir::ToDirError::Source(error)) if error.is_gone()
+    )
+}
+
+async fn run_once(arguments: &RestoreArguments, clock: Arc<dyn Clock>) -> anyhow::Result<()> {
     let at: When = arguments
         .at
         .parse()
@@ -29,13 +52,13 @@ pub async fn run(arguments: RestoreArguments, clock: Arc<dyn Clock>) -> anyhow::
     let store = open_store(&arguments.archive)?;
     let loaded = match catalog::load(&*store, &[]).await {
         Ok(loaded) => loaded,
-        Err(error) if is_missing(&error) => return nothing(&arguments, error.to_string()),
+        Err(error) if is_missing(&error) => return nothing(arguments, error.to_string()),
         Err(error) => return Err(error.into()),
     };
     let planned = match plan_for(at, loaded, &*store).await? {
         (Ok(planned), loaded) => (planned, loaded),
         (Err(error @ (PlanError::Empty | PlanError::OnlySuspects)), _) => {
-            return nothing(&arguments, format!("{}: {error}", store.address()));
+            return nothing(arguments, format!("{}: {error}", store.address()));
         }
         (Err(error), _) => return Err(error.into()),
     };

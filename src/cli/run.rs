@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::observe::Observed;
 use super::pace::{Pace, Said};
 use super::progress::Progress;
+use super::prune::beside;
 use crate::archive::layout::ArchiveDocument;
 use crate::archive::plan::{Target, continuation, plan};
 use crate::archive::timeline::Catalog;
@@ -30,6 +31,7 @@ use crate::server::info::Info;
 use crate::store::Store;
 use crate::store::catalog::{self, CatalogError, Kept, Listing, Loaded};
 use crate::store::measured::{MeasuredStore, Observer};
+use crate::upkeep::Upkeep;
 
 /// A link that held this long begins the waits anew, milliseconds.
 const FRESH_MILLIS: u64 = 10_000;
@@ -95,6 +97,15 @@ pub async fn run(
         Arc::clone(&clock),
     );
     observed.follows(follower.report());
+    let _upkeep = options.upkeep_interval.map(|every| {
+        let upkeep = Upkeep::new(
+            Arc::clone(&store),
+            archive.archive,
+            options.upkeep,
+            Arc::clone(&clock),
+        );
+        beside(upkeep, every, Arc::clone(&observed), Arc::clone(&clock))
+    });
     let shutdown_timeout = options.shutdown_timeout;
     let mut runner = Runner {
         options,

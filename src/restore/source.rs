@@ -10,18 +10,21 @@ use tokio::task::JoinHandle;
 use super::ahead::{self, ReadAhead};
 use super::rewrite::{Rewriter, Tally};
 use crate::archive::block::{Block, Content, decode_header};
-use crate::archive::layout::{ArchiveId, Object, ObjectName};
+use crate::archive::layout::{ArchiveId, Object, ObjectName, merged_prefix, segments_prefix};
 use crate::archive::plan::{Leg, Plan, Rewriting};
 use crate::archive::segment::{SegmentError, SegmentReader};
 use crate::archive::snapshot::{SnapshotReadError, SnapshotReader};
+use crate::archive::timeline::SegmentEntry;
 use crate::position::{Offset, UnixMillis};
 use crate::proto::resp::{CommandCursor, Malformed};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, StoreErrorKind};
 
 /// Pieces read ahead of whoever takes them.
 const PIECES_AHEAD_MAX: usize = 2;
 /// The end block of a snapshot lies within this many last bytes of its object.
 const END_BLOCK_BYTES_MAX: u64 = 256 * 1024;
+/// So often in a row, without a byte in between, the list of segments is read again because one of them is gone.
+const LISTED_AGAIN_MAX: u32 = 3;
 /// A time further than this past what later bytes say came from a clock that was wrong, milliseconds.
 const CLOCK_AHEAD_MILLIS_MAX: u64 = 24 * 60 * 60 * 1000;
 
@@ -101,6 +104,13 @@ pub enum SourceError {
         /// The last boundary before it.
         boundary: Offset,
     },
+}
+
+impl SourceError {
+    /// Whether an object is gone that was there when the restore was planned: planned again, it may well succeed.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Store(error) if error.kind == StoreErrorKind::NotFound)
+    }
 }
 
 /// Checked bytes that are read ahead by a task of their own.
@@ -232,12 +242,14 @@ pub fn stream(
             cursor: CommandCursor::new(start, None),
             rewriter: rewriting.then(|| Rewriter::new(Rewriting::default())),
             times: Times::new(&legs),
-            objects: ReadAhead::new(store, objects_of(&legs)),
+            objects: ReadAhead::new(Arc::clone(&store), objects_of(&legs)),
+            reached: start,
+            store,
             sender,
             told,
         };
-        for leg in &legs {
-            if !stream.read_leg(archive, leg).await? {
+        for (at, leg) in legs.iter().enumerate() {
+            if !stream.read_leg(archive, leg, &legs[at + 1..]).await? {
                 return Ok(());
             }
         }
@@ -258,10 +270,37 @@ fn objects_of(legs: &[Leg]) -> Vec<(ObjectName, u64)> {
         .collect()
 }
 
+/// The segments of a leg's timeline. Merged ones come last: what upkeep has deleted before the first list is among them.
+async fn stored_segments(store: &dyn Store, leg: &Leg) -> Result<Vec<SegmentEntry>, StoreError> {
+    let mut listed = store
+        .list(&segments_prefix(leg.timeline, &leg.id), None)
+        .await?;
+    listed.extend(
+        store
+            .list(&merged_prefix(leg.timeline, &leg.id), None)
+            .await?,
+    );
+    let segments =
+        listed
+            .into_iter()
+            .filter_map(|listed| match Object::parse(listed.name.as_str()) {
+                Some(Object::Segment { span, .. }) => Some(SegmentEntry {
+                    name: listed.name,
+                    span,
+                    bytes: listed.bytes,
+                }),
+                _ => None,
+            });
+    Ok(segments.collect())
+}
+
 /// A replication stream that is being read.
 struct Stream {
+    store: Arc<dyn Store>,
     /// The segments of all legs.
     objects: ReadAhead,
+    /// The last byte that was given, in the offsets of its leg.
+    reached: Offset,
     cursor: CommandCursor,
     rewriter: Option<Rewriter>,
     times: Times,
@@ -271,11 +310,43 @@ struct Stream {
 
 impl Stream {
     /// `false` where nobody takes any more.
-    async fn read_leg(&mut self, archive: ArchiveId, leg: &Leg) -> Result<bool, SourceError> {
+    async fn read_leg(
+        &mut self,
+        archive: ArchiveId,
+        leg: &Leg,
+        later: &[Leg],
+    ) -> Result<bool, SourceError> {
         if let Some(rewriter) = &mut self.rewriter {
             rewriter.set_rewriting(Rewriting::of(&leg.source));
         }
-        let mut reached = leg.after;
+        self.reached = leg.after;
+        let mut rest = leg.clone();
+        let mut in_a_row = 0;
+        loop {
+            let began = self.reached;
+            let error = match self.read_segments(archive, &rest).await {
+                Err(error) if error.is_gone() => error,
+                read => return read,
+            };
+            in_a_row = if self.reached == began {
+                in_a_row + 1
+            } else {
+                1
+            };
+            if in_a_row > LISTED_AGAIN_MAX {
+                return Err(error);
+            }
+            // Upkeep put another segment in its place: the same bytes under another name.
+            let stored = stored_segments(&*self.store, leg).await?;
+            rest = leg.behind(self.reached, stored).ok_or(error)?;
+            tracing::debug!(timeline = %leg.timeline, reached = %self.reached, "segments are listed again");
+            let legs = [std::slice::from_ref(&rest), later].concat();
+            self.objects = ReadAhead::new(Arc::clone(&self.store), objects_of(&legs));
+            self.times = self.times.again(&legs);
+        }
+    }
+
+    async fn read_segments(&mut self, archive: ArchiveId, leg: &Leg) -> Result<bool, SourceError> {
         for segment in &leg.segments {
             self.times.begin_segment();
             let name = &segment.name;
@@ -283,11 +354,11 @@ impl Stream {
                 name: name.clone(),
                 error: Box::new(error),
             };
-            if segment.span.first > reached.next() {
+            if segment.span.first > self.reached.next() {
                 return Err(SourceError::Hole {
                     timeline: leg.timeline,
                     name: name.clone(),
-                    expected: reached.next(),
+                    expected: self.reached.next(),
                 });
             }
             let object = Object::parse(name.as_str()).ok_or_else(|| SourceError::WrongKind {
@@ -301,9 +372,9 @@ impl Stream {
                 reader.push(piece.bytes);
                 while let Some(block) = reader.next().map_err(damaged)? {
                     let marks = self.rewriter.as_ref().map(|_| Marks::of(&block));
-                    let bytes = cut(block, reached, leg.to);
-                    let first = reached.next();
-                    reached = reached.plus(bytes.len() as u64);
+                    let bytes = cut(block, self.reached, leg.to);
+                    let first = self.reached.next();
+                    self.reached = self.reached.plus(bytes.len() as u64);
                     self.cursor.feed(&bytes)?;
                     if !self.give(bytes, first, marks).await {
                         return Ok(false);
@@ -315,10 +386,10 @@ impl Stream {
             }
             reader.finish().map_err(damaged)?;
         }
-        if reached != leg.to {
+        if self.reached != leg.to {
             return Err(SourceError::Short {
                 expected: leg.to,
-                found: reached,
+                found: self.reached,
             });
         }
         Ok(true)
@@ -396,6 +467,14 @@ impl Times {
             later: later.into_iter(),
             earliest_later: UnixMillis(u64::MAX),
             now: UnixMillis(0),
+        }
+    }
+
+    /// For the rest of the plan, read from these: time goes on.
+    fn again(&self, legs: &[Leg]) -> Self {
+        Self {
+            now: self.now,
+            ..Self::new(legs)
         }
     }
 

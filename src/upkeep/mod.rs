@@ -275,7 +275,11 @@ impl Upkeep {
         }
         let gone: HashSet<ObjectName> = names.iter().map(|(name, _)| name.clone()).collect();
         if !is_covered_without(survey, &gone) {
-            self.refuse(done, "merging would change what can be restored: nothing is deleted; please report this".into());
+            self.refuse(
+                done,
+                "merging would change what can be restored: nothing is deleted; please report this"
+                    .into(),
+            );
             return Ok(());
         }
         for chunk in names.chunks(DELETES_IN_FLIGHT_MAX) {
@@ -310,9 +314,8 @@ impl Upkeep {
         done: &mut Done,
     ) -> Result<bool, StoreError> {
         let agreed = self.agreed.get(&by.name);
-        let is_known = |segment: &SegmentEntry| {
-            agreed.is_some_and(|agreed| agreed.contains(&segment.name))
-        };
+        let is_known =
+            |segment: &SegmentEntry| agreed.is_some_and(|agreed| agreed.contains(&segment.name));
         let unknown: Vec<SegmentEntry> = of.iter().filter(|it| !is_known(it)).cloned().collect();
         if unknown.is_empty() {
             return Ok(true);

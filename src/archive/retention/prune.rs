@@ -185,8 +185,7 @@ impl<'a> Needed<'a> {
             return;
         };
         let base = timeline.snapshots.iter().rfind(|snapshot| {
-            snapshot.offset <= position.offset
-                && covers(timeline, snapshot.offset, position.offset)
+            snapshot.offset <= position.offset && covers(timeline, snapshot.offset, position.offset)
         });
         match base {
             Some(snapshot) => self.keep(timeline.seq(), snapshot.offset),

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::time::Duration;
 
 use super::{CatalogError, read_document};
 use crate::archive::layout::{
@@ -25,6 +26,9 @@ pub const RELIST_MILLIS: u64 = 3_600_000;
 /// So many of the last known segments of a timeline are listed again: another streamer of the same history cuts its
 /// pieces elsewhere, and one that reaches beyond our last may begin before it.
 const LOOK_BACK_SEGMENTS: usize = 500;
+/// A list that took longer is completed by what was merged meanwhile. What was merged stays twice as long beside the
+/// merged segment (`archive::retention`).
+const SLOW_LIST: Duration = Duration::from_secs(300);
 /// Lists for one known timeline where only what came later is listed: acceptances, merged segments, and the rest.
 const LISTS_PER_TIMELINE: u64 = 3;
 
@@ -63,9 +67,15 @@ impl Kept {
         match listing {
             Listing::Whole => {
                 self.whole_at = None;
-                let listed = store.list(timelines_prefix(), None).await?;
+                let (listed, was_slow) = list_all(store).await?;
                 self.objects.clear();
                 self.take(listed);
+                if was_slow {
+                    for (seq, id) in self.folders() {
+                        let merged = store.list(&merged_prefix(seq, &id), None).await?;
+                        self.take(merged);
+                    }
+                }
                 self.whole_at = Some(now);
             }
             Listing::Later => {
@@ -236,6 +246,18 @@ impl Kept {
             }
         }
         Ok(())
+    }
+}
+
+/// Lists everything, and tells whether that took so long that upkeep may have deleted, before its page came, what the
+/// page of merged segments was too early for: their names come first.
+async fn list_all(store: &dyn Store) -> Result<(Vec<Listed>, bool), StoreError> {
+    let mut list = std::pin::pin!(store.list(timelines_prefix(), None));
+    tokio::select! {
+        // First, so that a process which was stopped meanwhile notices.
+        biased;
+        () = tokio::time::sleep(SLOW_LIST) => Ok((list.await?, true)),
+        listed = &mut list => Ok((listed?, false)),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use perennial::cli::run::run;
 use perennial::clock::{Clock, SystemClock};
-use perennial::config::{RunSettings, TlsSettings};
+use perennial::config::{RunSettings, TlsSettings, UpkeepSettings};
 use perennial::decide::Policy;
 use perennial::follow::AckMode;
 use perennial::position::{Ticks, UnixMillis};
@@ -99,6 +99,9 @@ pub fn settings(url: &str, archive: &str, flush_interval: &str) -> RunSettings {
         uploads_per_second: None,
         // The server lives on: nothing ends the link earlier.
         shutdown_timeout: "2s".into(),
+        // What these tests count and hold up is following alone.
+        upkeep: UpkeepSettings::default(),
+        upkeep_interval: "0s".into(),
         http: None,
         tls: TlsSettings::default(),
     }
