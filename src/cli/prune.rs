@@ -229,6 +229,11 @@ impl Rounds {
         if done.merges + done.deleted_merged + done.deleted_pruned > 0 {
             tracing::info!("upkeep: {}", done_text(&done));
         }
+        if done.deleted_pruned > 0
+            && let Ok(survey) = self.upkeep.survey().await
+        {
+            self.observed.archive_read(&survey.catalog);
+        }
         let refused = done.refused.map(|why| format!("upkeep: {why}"));
         let is_alarm = !done.alarms.is_empty();
         self.say(done.alarms.into_iter().chain(refused).collect(), is_alarm);

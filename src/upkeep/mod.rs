@@ -166,7 +166,11 @@ impl Upkeep {
         Ok(done)
     }
 
-    async fn survey(&mut self) -> Result<Survey, CatalogError> {
+    /// The archive as it is now.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub async fn survey(&mut self) -> Result<Survey, CatalogError> {
         let survey = survey(&*self.store, &mut self.kept, self.clock.ticks()).await?;
         let is_there = |name: &ObjectName| survey.dates.contains_key(name);
         self.barred.retain(is_there);

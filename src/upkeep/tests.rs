@@ -13,7 +13,6 @@ use crate::archive::plan::{Plan, Target, plan};
 use crate::archive::segment::{Chunk, SegmentBuilder, verify_segment};
 use crate::archive::timeline::Catalog;
 use crate::position::{Offset, Position, ReplicationId, TimelineSeq};
-use crate::store::Operation;
 use crate::store::faulty::{Fault, Faults, FaultyStore};
 use crate::store::memory::MemoryStore;
 

@@ -90,6 +90,8 @@ mod head_moves;
 mod bad_input;
 // What an archive costs: requests counted on simulated time, and the table of the documentation.
 mod costs;
+// Small segments become few while everything goes on; what is too old goes.
+mod upkeep;
 // What status and ls say.
 mod status;
 // The doctor: what check finds on servers and stores, and that it leaves them as they were.
