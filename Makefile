@@ -7,6 +7,7 @@ SHELL := bash
 FUZZ_SECONDS ?= 20
 OUTAGE_SECONDS ?= 60
 BIG_MIB ?= 2000
+UPKEEP_HOURS ?= 2000
 
 .PHONY: help
 help: ## This list.
@@ -49,6 +50,13 @@ big: servers ## A snapshot of BIG_MIB (2000) through each store, up and down, wi
 store-failures: servers ## Each request to S3 and Google's store goes wrong in each way: half an hour.
 	PERENNIAL_STORE_FAILURES=all cargo nextest run --features faulty --test it --no-fail-fast --success-output final \
 		-E 'test(/^store_failures::/)'
+
+.PHONY: upkeep
+upkeep: ## Two that keep one archive for UPKEEP_HOURS (2000) simulated hours, and a week of a segment a second: minutes.
+	PERENNIAL_UPKEEP_HOURS=$(UPKEEP_HOURS) cargo nextest run --features faulty --lib --no-fail-fast \
+		--success-output final -E 'test(two_that_keep_one_archive)'
+	PERENNIAL_UPKEEP_HOURS=168 cargo nextest run --features faulty --lib --no-fail-fast --success-output final \
+		-E 'test(a_week_stays_small)'
 
 .PHONY: manifests-check
 manifests-check: ## What can be known of docker/ and manifests/ without running them.

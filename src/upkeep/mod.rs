@@ -51,6 +51,8 @@ pub struct Plans {
     pub merges: Vec<Merge>,
     /// Segments that are superfluous beside others.
     pub superfluous: Vec<Covered>,
+    /// Whether more of them come when they have been there longer.
+    pub are_waited_for: bool,
     /// What is too old, or why that cannot be told.
     pub prune: Result<PrunePlan, PruneError>,
 }
@@ -154,6 +156,7 @@ impl Upkeep {
             self.delete_superfluous(&survey, &plans.superfluous, &old, &mut done)
                 .await?;
         }
+        done.goes_on |= is_allowed && done.refused.is_none() && plans.are_waited_for;
         let total = plans.merges.iter().map(Merge::bytes).sum();
         let mut read = 0;
         for merge in &plans.merges {
@@ -185,9 +188,16 @@ impl Upkeep {
             now,
         };
         let policy = &self.options.policy;
+        let at_once = Policy {
+            grace_millis: 0,
+            ..*policy
+        };
+        let later = superfluous(&stock, &at_once, &self.barred);
+        let now = superfluous(&stock, policy, &self.barred);
         Plans {
             merges: merges(&stock, policy, &self.barred),
-            superfluous: superfluous(&stock, policy, &self.barred),
+            are_waited_for: later.len() > now.len(),
+            superfluous: now,
             prune: prune(&stock, policy, &survey.folders),
         }
     }
