@@ -9,3 +9,6 @@ pub mod seeder;
 pub mod source;
 pub mod to_dir;
 pub mod to_replica;
+
+#[cfg(test)]
+mod merged_meanwhile;
