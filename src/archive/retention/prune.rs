@@ -244,8 +244,8 @@ impl<'a> Needed<'a> {
     }
 }
 
-/// The ends of branches that the head has left behind: the last few of those that are not on its way, and the last few
-/// of those on its way that went on behind where it left them.
+/// The ends of branches that the head has left behind: the last few of those that are not on its way, the last few
+/// suspects, and the last few of those on its way that went on behind where it left them.
 fn superseded(catalog: &Catalog, head: Option<Position>) -> Vec<TimelineSeq> {
     let way: BTreeMap<TimelineSeq, Offset> = head
         .map(|head| catalog.lineage(head))
@@ -258,8 +258,7 @@ fn superseded(catalog: &Catalog, head: Option<Position>) -> Vec<TimelineSeq> {
         .timelines()
         .filter_map(|timeline| timeline.document.parent)
         .collect();
-    let mut aside = Vec::new();
-    let mut beyond = Vec::new();
+    let (mut aside, mut suspects, mut beyond) = (Vec::new(), Vec::new(), Vec::new());
     for timeline in catalog.timelines() {
         let seq = timeline.seq();
         let Some(offset) = catalog.stored_end(seq).filter(|_| timeline.has_content()) else {
@@ -274,6 +273,7 @@ fn superseded(catalog: &Catalog, head: Option<Position>) -> Vec<TimelineSeq> {
             Some(left) if *left < offset => beyond.push((superseded_at, seq)),
             Some(_) => {}
             None if continued.contains(&end) => {}
+            None if catalog.suspect(seq).is_some() => suspects.push((superseded_at, seq)),
             None => aside.push((superseded_at, seq)),
         }
     }
@@ -284,5 +284,8 @@ fn superseded(catalog: &Catalog, head: Option<Position>) -> Vec<TimelineSeq> {
             .take(SUPERSEDED_KEPT)
             .map(|(_, seq)| seq)
     };
-    last(aside).chain(last(beyond)).collect()
+    last(aside)
+        .chain(last(suspects))
+        .chain(last(beyond))
+        .collect()
 }

@@ -180,12 +180,12 @@ fn hours(usual: u64) -> u64 {
 async fn two_that_keep_one_archive_and_die_at_any_moment_lose_nothing() {
     let seed = getrandom::u64().unwrap();
     eprintln!("seed {seed}");
-    simulate(seed, hours(15)).await;
+    simulate(seed, hours(8)).await;
 }
 
 async fn simulate(seed: u64, hours: u64) {
     let mut simulation = Simulation::new(seed).await;
-    let retention = 5 * HOUR;
+    let retention = 2 * HOUR;
     let policy = Policy {
         retention_millis: retention,
         ..Policy::default()
@@ -248,13 +248,13 @@ async fn simulate(seed: u64, hours: u64) {
         simulation.assert_whole(retention, seed).await;
     }
     eprintln!("{hours} hours: {deleted} deleted, {killed} killed, {most} objects at most");
-    assert!(deleted > 100 && killed > 2, "seed {seed}: it did nothing");
+    assert!(deleted > 100 && killed > 0, "seed {seed}: it did nothing");
 }
 
 /// A week of a segment each second stays at a few hundred objects, and a restore reads no more than it must.
 #[tokio::test]
 async fn a_week_stays_small() {
-    let hours = hours(3);
+    let hours = hours(2);
     let mut world = World::new().await;
     world.timeline(1, None, false).await;
     world.snapshot(1, 0, BEGIN).await;
