@@ -243,8 +243,7 @@ impl Upkeep {
         self.refuse(
             done,
             format!(
-                "the store refuses to delete, so the archive only grows; allow it, or let rules of the bucket delete what \
-                 is old: {error}"
+                "the store refuses to delete, so the archive only grows; allow it, or give --no-delete: {error}"
             ),
         );
     }
