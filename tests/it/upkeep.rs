@@ -36,6 +36,11 @@ fn merged(archive: &Archive) -> usize {
     merged.count()
 }
 
+fn newest_merged(archive: &Archive) -> Option<String> {
+    let objects = archive.objects().into_iter().map(|(name, _)| name);
+    objects.filter(|name| name.contains("/merged/")).max()
+}
+
 fn first_segment(archive: &Archive) -> Option<String> {
     let mut objects = archive.objects().into_iter();
     let found = objects.find(|(name, _)| name.contains("/segments/"));
@@ -65,8 +70,8 @@ fn small_segments_become_few_under_load_and_nothing_is_missing(kind: Kind) {
     });
     // A restore in the midst of it.
     archive.restore("meanwhile", &[]);
-    let before = merged(&archive);
-    until("it goes on", DEADLINE, || merged(&archive) > before + 2);
+    let before = newest_merged(&archive);
+    until("it goes on", DEADLINE, || newest_merged(&archive) > before);
     let ledger = writers.stop();
     server.client().wait_until_stored(DEADLINE);
     let expected = Digest::of(&server.address());
@@ -81,7 +86,8 @@ fn small_segments_become_few_under_load_and_nothing_is_missing(kind: Kind) {
         assert!(!running.log().contains(" ERROR "), "{}", running.log());
     }
 
-    // Seeded from merged segments, while both go on.
+    // Seeded from merged segments.
+    second.kill();
     server.lose_everything();
     server.until_master_with_data();
     assert_same(&expected, &Digest::of(&server.address()));
@@ -122,8 +128,7 @@ fn aged_archive(archive: &Archive) -> Option<Server> {
     });
     server.client().line("SET new 1");
     server.client().wait_until_stored(DEADLINE);
-    perennial.terminate();
-    perennial.wait(DEADLINE);
+    perennial.kill();
     Some(server)
 }
 
@@ -145,9 +150,11 @@ fn prune_deletes_what_is_too_old_and_nothing_else() {
     let before = archive.objects();
     let (code, done) = prune(&archive, &[]);
     assert_eq!((code, &done["deleted_old"]), (0, &Value::from(0)), "{done}");
-    assert_eq!(archive.objects(), before);
+    // Something may have been merged.
+    let is_there = |object| archive.objects().contains(object);
+    assert!(before.iter().all(is_there), "{:?}", archive.objects());
 
-    // A second snapshot before the window as well.
+    // A second snapshot before the window as well: its name is believed up to a day beyond its date.
     let long_ago = SystemTime::now() - Duration::from_secs(10 * 24 * 3600);
     for (name, path) in archive.objects() {
         let file = File::options().write(true).open(path).unwrap();
@@ -156,16 +163,31 @@ fn prune_deletes_what_is_too_old_and_nothing_else() {
             file.set_modified(long_ago).unwrap();
         }
     }
-    // Its name says that it is new, and counts as long as the date is not a day older.
-    let (_, planned) = prune(&archive, &["--dry-run"]);
-    let deletions = planned["delete_old"].as_array().unwrap();
-    assert!(!deletions.is_empty(), "{planned}");
     let (code, done) = prune(&archive, &["--no-delete"]);
     assert_eq!((code, &done["deleted_old"]), (0, &Value::from(0)), "{done}");
-    assert_eq!(archive.objects(), before);
+    assert!(before.iter().all(is_there), "{:?}", archive.objects());
+    let (_, planned) = prune(&archive, &["--dry-run"]);
+    let planned: Vec<&str> = planned["delete_old"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|object| object["name"].as_str().unwrap())
+        .collect();
+    assert!(planned.len() >= 2, "{planned:?}");
+    assert!(before.iter().all(is_there), "a plan deletes nothing");
     let (code, done) = prune(&archive, &[]);
-    assert_eq!(code, 0, "{done}");
-    assert_eq!(done["deleted_old"], deletions.len(), "{done}");
+    assert_eq!(
+        (code, &done["deleted_old"]),
+        (0, &Value::from(planned.len())),
+        "{done}"
+    );
+    let left = archive.objects();
+    assert!(
+        !left
+            .iter()
+            .any(|(name, _)| planned.contains(&name.as_str())),
+        "{left:?}"
+    );
     let status = archive.status();
     assert_eq!(status.snapshots(), 1, "{status:#?}");
     assert!(status.timelines[0].gaps.is_empty(), "{status:#?}");
