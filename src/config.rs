@@ -103,6 +103,17 @@ pub struct BadSetting {
     reason: String,
 }
 
+impl BadSetting {
+    /// The same of a server that was not given as `--redis`.
+    #[must_use]
+    pub fn of_server(mut self, flag: &'static str) -> Self {
+        if self.flag == "redis" {
+            self.flag = flag;
+        }
+        self
+    }
+}
+
 fn bad(flag: &'static str, reason: impl fmt::Display) -> BadSetting {
     BadSetting {
         flag,

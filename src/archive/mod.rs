@@ -6,10 +6,12 @@
 pub mod block;
 pub mod document;
 pub mod layout;
+pub mod moment;
 pub mod plan;
 pub mod segment;
 pub mod snapshot;
 pub mod timeline;
+pub mod times;
 
 #[cfg(test)]
 mod golden;

@@ -334,8 +334,19 @@ fn covers(timeline: &Timeline, after: Offset, to: Offset) -> bool {
             .any(|run| run.after <= after && to <= run.last)
 }
 
-/// The fewest segments that cover `(after, to]`: at each step the one that reaches furthest.
 fn leg(timeline: &Timeline, after: Offset, to: Offset) -> Leg {
+    Leg {
+        timeline: timeline.seq(),
+        id: timeline.id(),
+        source: timeline.document.source.clone(),
+        after,
+        to,
+        segments: segments_over(timeline, after, to),
+    }
+}
+
+/// The fewest segments that cover `(after, to]`: at each step the one that reaches furthest.
+pub(super) fn segments_over(timeline: &Timeline, after: Offset, to: Offset) -> Vec<SegmentEntry> {
     let mut segments: Vec<SegmentEntry> = Vec::new();
     let mut reached = after;
     let mut candidates = timeline.segments.iter().peekable();
@@ -356,14 +367,7 @@ fn leg(timeline: &Timeline, after: Offset, to: Offset) -> Leg {
             _ => break,
         }
     }
-    Leg {
-        timeline: timeline.seq(),
-        id: timeline.id(),
-        source: timeline.document.source.clone(),
-        after,
-        to,
-        segments,
-    }
+    segments
 }
 
 fn not_restorable(catalog: &Catalog, position: Position) -> PlanError {

@@ -190,6 +190,14 @@ impl Catalog {
         (parent.seq() < timeline.seq()).then_some((parent, position))
     }
 
+    /// Whether the start of a timeline can be restored from its parent.
+    pub fn is_inherited(&self, seq: TimelineSeq) -> bool {
+        let timeline = self.timelines.get(&seq);
+        timeline
+            .and_then(|timeline| self.parent(timeline))
+            .is_some_and(|(parent, position)| self.restorable_on(parent, position.offset))
+    }
+
     /// Positions from which the stream of `timeline` can be applied: complete snapshots, and its start where
     /// the parent can be restored there.
     fn bases<'a>(&'a self, timeline: &'a Timeline) -> impl Iterator<Item = Offset> + 'a {

@@ -40,8 +40,8 @@ pub enum Command {
     Run(Box<RunArguments>),
     /// Look at server, settings and archive before they are needed, and say what to change
     Check(Box<CheckArguments>),
-    /// Restore the archive to files that a server can start from
-    Restore(RestoreArguments),
+    /// Restore the archive, as of any moment, to files or into a server
+    Restore(Box<RestoreArguments>),
     /// Tell how an archive stands: what can be restored, what is wrong
     Status(ArchiveArguments),
     /// List the timelines, snapshots and segments of an archive
@@ -108,7 +108,14 @@ pub struct AcceptArguments {
 #[command(after_help = "\
 What is written depends on the server that was archived: an `appendonlydir/` (7.0 and later, Valkey), an
 `appendonly.aof` (4.0 to 6.2) or a `dump.rdb`. The last lines of the output say how to start a server on it.
-Everything is checked on the way, and the files appear only when all of them are complete.")]
+Everything is checked on the way, and the files appear only when all of them are complete.
+
+With a server's URL an empty server is filled and left a master, with a history of its own; nothing is written to the
+archive. It connects to us for that: see --seed-listen where it is on another machine.
+
+Examples:
+  perennial restore --archive file:///archive --to /var/lib/redis --at 2026-11-21T14:30:00Z
+  perennial restore --archive file:///archive --to redis://127.0.0.1:7000 --at \"10m ago\"")]
 pub struct RestoreArguments {
     /// Where the archive lies
     #[arg(
@@ -119,12 +126,19 @@ pub struct RestoreArguments {
     )]
     pub archive: String,
 
-    /// The folder to restore to; created if it is not there, refused if it holds data
-    #[arg(long, env = "PERENNIAL_TO", hide_env_values = true, value_name = "DIR")]
-    pub to: PathBuf,
+    /// Where to: a folder, created if it is not there, or a server (redis://..., rediss://..., unix:///path); refused
+    /// if it holds data
+    #[arg(
+        long,
+        env = "PERENNIAL_TO",
+        hide_env_values = true,
+        value_name = "DIR|URL"
+    )]
+    pub to: String,
 
-    /// Which moment: latest, timeline:SEQ (its end), or offset:N (on the way to the head; on another
-    /// timeline offset:N@SEQ)
+    /// Which moment: latest, a time with its zone (2026-11-21T14:30:00Z), \"10m ago\", offset:N, or timeline:SEQ
+    /// (its end). Times and offsets count on the way to the head; TIME@SEQ and offset:N@SEQ on that to the end of
+    /// another timeline
     #[arg(
         long,
         env = "PERENNIAL_AT",
@@ -142,13 +156,21 @@ pub struct RestoreArguments {
     #[arg(long, env = "PERENNIAL_JSON", hide_env_values = true)]
     pub json: bool,
 
-    /// Restore into a folder that holds data: what is there is renamed, not deleted
+    /// Restore although there is data: in a folder it is renamed, not deleted; a server loses it
     #[arg(long, env = "PERENNIAL_FORCE", hide_env_values = true)]
     pub force: bool,
 
     /// Succeed when there is no archive or nothing in it
     #[arg(long, env = "PERENNIAL_IF_ARCHIVE_EXISTS", hide_env_values = true)]
     pub if_archive_exists: bool,
+
+    /// How to reach the server.
+    #[command(flatten, next_help_heading = "Where --to is a server")]
+    pub server: ServerArguments,
+
+    /// Where to play master.
+    #[command(flatten, next_help_heading = "Where --to is a server")]
+    pub seeding: SeedArguments,
 }
 
 /// `perennial completions`

@@ -11,8 +11,10 @@ mod pace;
 mod progress;
 pub mod restore;
 pub mod run;
+pub mod seed_once;
 pub mod shown;
 pub mod status;
+pub mod when;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -96,7 +98,7 @@ async fn dispatch(command: Command, from_file: &FromFile) -> anyhow::Result<()> 
             run::run(options, store, clock, stop_on_signals()?).await
         }
         Command::Check(arguments) => check::run(*arguments, clock).await,
-        Command::Restore(arguments) => restore::run(arguments, clock).await,
+        Command::Restore(arguments) => restore::run(*arguments, clock).await,
         Command::Status(arguments) => status::run(&arguments, &*clock).await,
         Command::Ls(arguments) => ls::run(&arguments).await,
         Command::Accept(arguments) => accept::run(&arguments, &*clock).await,

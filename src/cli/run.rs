@@ -24,7 +24,7 @@ use crate::http;
 use crate::position::Ticks;
 use crate::restore::mapped::PrepareError;
 use crate::restore::seeder::{Seeder, SeederOptions};
-use crate::restore::to_replica::{Approach, Seed, SeedError};
+use crate::restore::to_replica::{Approach, Purpose, Seed, SeedError};
 use crate::server::control::Control;
 use crate::server::info::Info;
 use crate::store::Store;
@@ -618,6 +618,7 @@ impl Runner {
             held: server.id,
             seeder,
             approach,
+            purpose: Purpose::Head,
             clock: &*self.clock,
         };
         let mut progress = Progress::lines("seeding", Arc::clone(&self.clock), None);

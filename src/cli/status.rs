@@ -131,8 +131,7 @@ pub fn problems(catalog: &Catalog, address: &str, now: UnixMillis) -> Vec<String
 
 /// A moment as text, in UTC.
 pub fn time(at: UnixMillis) -> String {
-    let moment = std::time::UNIX_EPOCH + std::time::Duration::from_millis(at.0);
-    humantime::format_rfc3339_millis(moment).to_string()
+    at.to_string()
 }
 
 fn ago(at: UnixMillis, now: UnixMillis) -> String {

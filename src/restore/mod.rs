@@ -3,6 +3,7 @@
 mod ahead;
 mod door;
 pub mod mapped;
+pub mod moment;
 mod refusal;
 pub mod rewrite;
 pub mod seeder;

@@ -14,6 +14,8 @@ use crate::archive::layout::{ArchiveId, Object, ObjectName};
 use crate::archive::plan::{Leg, Plan, Rewriting};
 use crate::archive::segment::{SegmentError, SegmentReader};
 use crate::archive::snapshot::{SnapshotReadError, SnapshotReader};
+use crate::archive::times::Times;
+use crate::archive::timeline::SegmentEntry;
 use crate::position::{Offset, UnixMillis};
 use crate::proto::resp::{CommandCursor, Malformed};
 use crate::store::{Store, StoreError};
@@ -22,8 +24,6 @@ use crate::store::{Store, StoreError};
 const PIECES_AHEAD_MAX: usize = 2;
 /// The end block of a snapshot lies within this many last bytes of its object.
 const END_BLOCK_BYTES_MAX: u64 = 256 * 1024;
-/// A time further than this past what later bytes say came from a clock that was wrong, milliseconds.
-const CLOCK_AHEAD_MILLIS_MAX: u64 = 24 * 60 * 60 * 1000;
 
 /// Which bytes of the replication stream are wanted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -231,7 +231,7 @@ pub fn stream(
             // Offsets may begin anew from leg to leg; the commands go on.
             cursor: CommandCursor::new(start, None),
             rewriter: rewriting.then(|| Rewriter::new(Rewriting::default())),
-            times: Times::new(&legs),
+            times: Times::new(segments(&legs).map(|segment| segment.span.first_at)),
             objects: ReadAhead::new(store, objects_of(&legs)),
             sender,
             told,
@@ -251,9 +251,12 @@ pub fn stream(
     })
 }
 
+fn segments(legs: &[Leg]) -> impl Iterator<Item = &SegmentEntry> {
+    legs.iter().flat_map(|leg| &leg.segments)
+}
+
 fn objects_of(legs: &[Leg]) -> Vec<(ObjectName, u64)> {
-    legs.iter()
-        .flat_map(|leg| &leg.segments)
+    segments(legs)
         .map(|segment| (segment.name.clone(), segment.bytes))
         .collect()
 }
@@ -277,7 +280,7 @@ impl Stream {
         }
         let mut reached = leg.after;
         for segment in &leg.segments {
-            self.times.begin_segment();
+            self.times.begin();
             let name = &segment.name;
             let damaged = |error| SourceError::Segment {
                 name: name.clone(),
@@ -369,54 +372,6 @@ impl Marks {
     }
 }
 
-/// Makes the times of a plan's bytes monotone: clocks are set back, and some were wrong.
-struct Times {
-    /// For each segment, the earliest time at which any later one begins.
-    later: std::vec::IntoIter<UnixMillis>,
-    earliest_later: UnixMillis,
-    now: UnixMillis,
-}
-
-impl Times {
-    fn new(legs: &[Leg]) -> Self {
-        let segments = legs.iter().flat_map(|leg| &leg.segments);
-        let begins: Vec<UnixMillis> = segments.map(|segment| segment.span.first_at).collect();
-        let mut earliest = UnixMillis(u64::MAX);
-        let mut later: Vec<UnixMillis> = begins
-            .iter()
-            .rev()
-            .map(|begin| {
-                let behind = earliest;
-                earliest = earliest.min(*begin);
-                behind
-            })
-            .collect();
-        later.reverse();
-        Self {
-            later: later.into_iter(),
-            earliest_later: UnixMillis(u64::MAX),
-            now: UnixMillis(0),
-        }
-    }
-
-    fn begin_segment(&mut self) {
-        self.earliest_later = self.later.next().unwrap_or(UnixMillis(u64::MAX));
-    }
-
-    /// The time that counts for bytes which the clock says were received at `at`. A clock that was set back is
-    /// held at the latest time; one that was far ahead, as the bytes behind it show, counts as those.
-    fn at(&mut self, at: UnixMillis) -> UnixMillis {
-        let highest = self.earliest_later.0.saturating_add(CLOCK_AHEAD_MILLIS_MAX);
-        let trusted = if at.0 > highest {
-            self.earliest_later
-        } else {
-            at
-        };
-        self.now = self.now.max(trusted);
-        self.now
-    }
-}
-
 /// The part of a block that lies in `(reached, to]`: neighbours overlap byte for byte.
 fn cut(block: Block, reached: Offset, to: Offset) -> Bytes {
     let Content::Commands { first, last } = block.header.content else {
@@ -430,48 +385,4 @@ fn cut(block: Block, reached: Offset, to: Offset) -> Bytes {
         return Bytes::new();
     }
     bytes.split_off(skip)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::archive::plan::{Target, plan};
-    use crate::archive::timeline::sketch::Sketch;
-
-    const DAY: u64 = CLOCK_AHEAD_MILLIS_MAX;
-
-    /// Times for segments that begin at these.
-    fn times(begins: &[u64]) -> Times {
-        let mut sketch = Sketch::default().timeline(1, 1, None, 0).snapshot(0);
-        for (number, begin) in (0..).zip(begins) {
-            sketch = sketch.segment_at(number * 10 + 1, number * 10 + 10, *begin, *begin);
-        }
-        Times::new(&plan(&sketch.catalog(), Target::Latest).unwrap().legs)
-    }
-
-    #[test]
-    fn a_clock_that_goes_back_is_held() {
-        let mut times = times(&[1000, 900]);
-        times.begin_segment();
-        assert_eq!(times.at(UnixMillis(1000)), UnixMillis(1000));
-        times.begin_segment();
-        assert_eq!(times.at(UnixMillis(900)), UnixMillis(1000));
-        assert_eq!(times.at(UnixMillis(1001)), UnixMillis(1001));
-    }
-
-    #[test]
-    fn a_clock_that_was_far_ahead_is_not_believed() {
-        let mut times = times(&[1000, 50 * DAY, 2000]);
-        times.begin_segment();
-        assert_eq!(times.at(UnixMillis(1500)), UnixMillis(1500));
-        times.begin_segment();
-        assert_eq!(times.at(UnixMillis(50 * DAY)), UnixMillis(2000));
-        times.begin_segment();
-        assert_eq!(times.at(UnixMillis(2100)), UnixMillis(2100));
-        assert_eq!(
-            times.at(UnixMillis(60 * DAY)),
-            UnixMillis(60 * DAY),
-            "nothing says otherwise"
-        );
-    }
 }

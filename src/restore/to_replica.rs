@@ -57,6 +57,16 @@ pub enum Approach {
     Continues(Position, ReplicationId),
 }
 
+/// What the server is filled for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// To go on with the history: it gets the head, all of it, and is followed from there.
+    Head,
+    /// To be a copy of a moment, whatever the archive holds by then: under an id that nobody knows, so that it is never
+    /// taken for the history. Nothing is written to the archive.
+    Copy,
+}
+
 /// Why a seed did not come about.
 #[derive(Debug, thiserror::Error)]
 pub enum SeedError {
@@ -179,6 +189,8 @@ pub struct Seed<'a> {
     pub seeder: &'a Seeder,
     /// How the server comes to us.
     pub approach: Approach,
+    /// What for.
+    pub purpose: Purpose,
     /// The time.
     pub clock: &'a dyn Clock,
 }
@@ -266,6 +278,9 @@ impl Seed<'_> {
 
     /// Reads the archive once more: another streamer may have stored, and acknowledged, what the plan does not know.
     async fn confirm(&self, prepared: &Prepared) -> Result<(), SeedError> {
+        if self.purpose == Purpose::Copy {
+            return Ok(());
+        }
         let loaded = catalog::load(&*self.store, &[])
             .await
             .map_err(SeedError::Unconfirmed)?;
@@ -338,6 +353,9 @@ impl Seed<'_> {
     async fn prepare(&self, server: &Info) -> Result<Prepared, PrepareError> {
         if matches!(self.approach, Approach::Continues(..)) {
             return Ok(Prepared::archived(&self.plan, Tally::default()));
+        }
+        if self.purpose == Purpose::Copy {
+            return mapped::prepare_copy(&self.store, self.archive, &self.plan).await;
         }
         let seeded = Source {
             server: server.server_name().to_owned(),
