@@ -4,8 +4,8 @@
 use std::fmt;
 
 use super::plan::segments_over;
-use super::times::Times;
 use super::timeline::{Catalog, SegmentEntry};
+use super::times::Times;
 use crate::position::{Offset, Position, TimelineSeq, UnixMillis};
 
 /// A position, and when its last byte was received.
@@ -30,7 +30,9 @@ pub enum OutsideWindow {
     #[error("nothing on the way to timeline {0} can be restored")]
     Nothing(TimelineSeq),
     /// Before everything.
-    #[error("{wanted} lies before what the archive can restore; the nearest restorable moment is {first}")]
+    #[error(
+        "{wanted} lies before what the archive can restore; the nearest restorable moment is {first}"
+    )]
     Before {
         /// What was asked for.
         wanted: String,
@@ -38,7 +40,9 @@ pub enum OutsideWindow {
         first: Moment,
     },
     /// Between two restorable stretches.
-    #[error("{wanted} lies in a gap of the archive; the nearest restorable moments are {before} and {after}")]
+    #[error(
+        "{wanted} lies in a gap of the archive; the nearest restorable moments are {before} and {after}"
+    )]
     Gap {
         /// What was asked for.
         wanted: String,
@@ -236,12 +240,14 @@ impl Way {
         let wanted = || position.to_string();
         let Some(index) = self.stretches.iter().rposition(is_before) else {
             let first = self.stretches.first().map(Stretch::first);
-            return Err(first.map_or(OutsideWindow::Nothing(self.tip.timeline), |first| {
-                OutsideWindow::Before {
-                    wanted: wanted(),
-                    first,
-                }
-            }));
+            return Err(
+                first.map_or(OutsideWindow::Nothing(self.tip.timeline), |first| {
+                    OutsideWindow::Before {
+                        wanted: wanted(),
+                        first,
+                    }
+                }),
+            );
         };
         let here = &self.stretches[index];
         if here.timeline == position.timeline && position.offset <= here.to {
@@ -298,7 +304,10 @@ impl Way {
 /// When the pieces of some stretches begin, in order, as their names say.
 fn begins(stretches: &[Stretch]) -> impl Iterator<Item = UnixMillis> + '_ {
     stretches.iter().flat_map(|stretch| {
-        let segments = stretch.segments.iter().map(|(segment, ..)| segment.span.first_at);
+        let segments = stretch
+            .segments
+            .iter()
+            .map(|(segment, ..)| segment.span.first_at);
         // What goes on from the stretch before it says nothing of when.
         let own = if stretch.continues {
             UnixMillis(u64::MAX)
@@ -309,12 +318,7 @@ fn begins(stretches: &[Stretch]) -> impl Iterator<Item = UnixMillis> + '_ {
     })
 }
 
-fn stretch(
-    catalog: &Catalog,
-    seq: TimelineSeq,
-    after: Offset,
-    to: Offset,
-) -> Option<Stretch> {
+fn stretch(catalog: &Catalog, seq: TimelineSeq, after: Offset, to: Offset) -> Option<Stretch> {
     let timeline = catalog.timeline(seq)?;
     let snapshot = timeline
         .snapshots

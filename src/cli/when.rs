@@ -107,7 +107,12 @@ fn minutes_ahead(zone: &str) -> Option<i64> {
         _ => return None,
     };
     let (hours, minutes) = zone.get(1..)?.split_once(':')?;
-    let number = |digits: &str| digits.bytes().all(|it| it.is_ascii_digit()).then(|| digits.parse::<i64>().ok());
+    let number = |digits: &str| {
+        digits
+            .bytes()
+            .all(|it| it.is_ascii_digit())
+            .then(|| digits.parse::<i64>().ok())
+    };
     let (hours, minutes) = (number(hours)??, number(minutes)??);
     (hours < 24 && minutes < 60).then_some(sign * (hours * 60 + minutes))
 }
@@ -256,7 +261,10 @@ mod tests {
         let read = |text| When::read(text, NOW).unwrap();
         assert_eq!(read("latest"), When::Latest);
         assert_eq!(read("timeline:3"), When::Timeline(seq));
-        assert_eq!(read("offset:17"), When::On(Place::Offset(Offset::new(17)), None));
+        assert_eq!(
+            read("offset:17"),
+            When::On(Place::Offset(Offset::new(17)), None)
+        );
         assert_eq!(
             read("offset:17@3"),
             When::On(Place::Offset(Offset::new(17)), Some(seq))
@@ -280,11 +288,17 @@ mod tests {
         }
         assert_eq!(
             When::read("10m ago@2", NOW).unwrap(),
-            When::On(Place::Time(UnixMillis(NOW.0 - 600_000)), Some(TimelineSeq::new(2)))
+            When::On(
+                Place::Time(UnixMillis(NOW.0 - 600_000)),
+                Some(TimelineSeq::new(2))
+            )
         );
         assert_eq!(
             When::read("2023-11-14T22:13:20Z@2", NOW).unwrap(),
-            When::On(Place::Time(UnixMillis(1_700_000_000_000)), Some(TimelineSeq::new(2)))
+            When::On(
+                Place::Time(UnixMillis(1_700_000_000_000)),
+                Some(TimelineSeq::new(2))
+            )
         );
     }
 

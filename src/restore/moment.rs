@@ -151,7 +151,10 @@ impl Moments<'_> {
     }
 
     /// When the bytes of a segment were received, up to which offset each.
-    async fn marks(&self, segment: &SegmentEntry) -> Result<Vec<(UnixMillis, Offset)>, SourceError> {
+    async fn marks(
+        &self,
+        segment: &SegmentEntry,
+    ) -> Result<Vec<(UnixMillis, Offset)>, SourceError> {
         let mut marks = Vec::new();
         self.blocks(segment, |block| {
             marks.extend(block.marks.iter().map(|mark| (mark.at, mark.offset)));
@@ -165,7 +168,11 @@ impl Moments<'_> {
     }
 
     /// The last command boundary outside MULTI at or before `limit`, which lies in the stretch.
-    async fn boundary_before(&self, stretch: &Stretch, limit: Offset) -> Result<Offset, SourceError> {
+    async fn boundary_before(
+        &self,
+        stretch: &Stretch,
+        limit: Offset,
+    ) -> Result<Offset, SourceError> {
         if limit <= stretch.after {
             return Ok(stretch.after);
         }
@@ -230,10 +237,8 @@ impl Moments<'_> {
         let mut reader = SegmentReader::new(&object)
             .map_err(damaged)?
             .in_archive(self.archive);
-        let mut objects = ReadAhead::new(
-            Arc::clone(self.store),
-            vec![(name.clone(), segment.bytes)],
-        );
+        let mut objects =
+            ReadAhead::new(Arc::clone(self.store), vec![(name.clone(), segment.bytes)]);
         while let Some(piece) = objects.next().await? {
             reader.push(piece.bytes);
             while let Some(block) = reader.next().map_err(damaged)? {

@@ -31,7 +31,11 @@ fn at_time(way: &Way, millis: u64) -> Result<(u32, u64, Option<u64>), OutsideWin
         .map(|located| place(way, &located))
 }
 
-fn at_offset(way: &Way, timeline: u32, offset: u64) -> Result<(u32, u64, Option<u64>), OutsideWindow> {
+fn at_offset(
+    way: &Way,
+    timeline: u32,
+    offset: u64,
+) -> Result<(u32, u64, Option<u64>), OutsideWindow> {
     way.at_offset(at(timeline, offset))
         .map(|located| place(way, &located))
 }
@@ -83,7 +87,9 @@ fn what_lies_outside_names_the_nearest_moments() {
          (timeline 2 offset 180)"
     );
     let behind = at_offset(&way, 2, 181).unwrap_err();
-    assert!(matches!(behind, OutsideWindow::Behind { future: false, last, .. } if last.position == at(2, 180)));
+    assert!(
+        matches!(behind, OutsideWindow::Behind { future: false, last, .. } if last.position == at(2, 180))
+    );
     let before = at_offset(&way, 1, 49).unwrap_err();
     assert!(matches!(before, OutsideWindow::Before { first, .. } if first.position == at(1, 50)));
 }
@@ -116,8 +122,14 @@ fn a_gap_names_both_its_sides() {
         );
     }
     assert_eq!(at_time(&way, 8000), Ok((1, 8000, Some(201))));
-    assert!(matches!(at_offset(&way, 1, 101), Err(OutsideWindow::Gap { .. })));
-    assert!(matches!(at_offset(&way, 1, 7999), Err(OutsideWindow::Gap { .. })));
+    assert!(matches!(
+        at_offset(&way, 1, 101),
+        Err(OutsideWindow::Gap { .. })
+    ));
+    assert!(matches!(
+        at_offset(&way, 1, 7999),
+        Err(OutsideWindow::Gap { .. })
+    ));
     assert_eq!(at_offset(&way, 1, 8000), Ok((1, 8000, None)));
     assert_eq!(at_offset(&way, 1, 8001), Ok((1, 8000, Some(201))));
     let (first, last) = way.window().unwrap();
@@ -170,6 +182,12 @@ fn nothing_restorable_is_nothing() {
         .catalog();
     let way = Way::new(&catalog, at(1, 9));
     assert!(way.window().is_none());
-    assert_eq!(at_time(&way, 5), Err(OutsideWindow::Nothing(TimelineSeq::new(1))));
-    assert_eq!(at_offset(&way, 1, 5), Err(OutsideWindow::Nothing(TimelineSeq::new(1))));
+    assert_eq!(
+        at_time(&way, 5),
+        Err(OutsideWindow::Nothing(TimelineSeq::new(1)))
+    );
+    assert_eq!(
+        at_offset(&way, 1, 5),
+        Err(OutsideWindow::Nothing(TimelineSeq::new(1)))
+    );
 }
