@@ -7,6 +7,7 @@ SHELL := bash
 FUZZ_SECONDS ?= 20
 OUTAGE_SECONDS ?= 60
 BIG_MIB ?= 2000
+TRAVEL_SECONDS ?= 300
 
 .PHONY: help
 help: ## This list.
@@ -44,6 +45,11 @@ outage: servers ## Stores that are broken for OUTAGE_SECONDS (60) at a time unde
 big: servers ## A snapshot of BIG_MIB (2000) through each store, up and down, within 100 MiB of memory: ten minutes.
 	PERENNIAL_SNAPSHOT_MIB=$(BIG_MIB) cargo nextest run --features faulty --test it --test-threads 1 --no-fail-fast \
 		--success-output final -E 'test(/^large_snapshots::/)'
+
+.PHONY: travel
+travel: servers ## Restores random moments of a life of TRAVEL_SECONDS (300) on each server, to files and into servers.
+	PERENNIAL_TRAVEL_SECONDS=$(TRAVEL_SECONDS) cargo nextest run --features faulty --test it --test-threads 1 \
+		--no-fail-fast --success-output final -E 'test(/^travel::any_moment/)'
 
 .PHONY: store-failures
 store-failures: servers ## Each request to S3 and Google's store goes wrong in each way: half an hour.

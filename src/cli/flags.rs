@@ -156,6 +156,26 @@ pub struct RestoreArguments {
     #[arg(long, env = "PERENNIAL_JSON", hide_env_values = true)]
     pub json: bool,
 
+    /// Which files: those that the archived server starts from, append-only files, or a dump.rdb (which needs --scratch
+    /// where something is behind the snapshot)
+    #[arg(
+        long,
+        env = "PERENNIAL_FORMAT",
+        hide_env_values = true,
+        value_enum,
+        default_value_t = FormatFlag::Auto
+    )]
+    pub format: FormatFlag,
+
+    /// For --format rdb: the path of a redis-server or valkey-server, started for a moment and filled, to save it
+    #[arg(
+        long,
+        env = "PERENNIAL_SCRATCH",
+        hide_env_values = true,
+        value_name = "PROGRAM"
+    )]
+    pub scratch: Option<String>,
+
     /// Restore although there is data: in a folder it is renamed, not deleted; a server loses it
     #[arg(long, env = "PERENNIAL_FORCE", hide_env_values = true)]
     pub force: bool,
@@ -171,6 +191,17 @@ pub struct RestoreArguments {
     /// Where to play master.
     #[command(flatten, next_help_heading = "Where --to is a server")]
     pub seeding: SeedArguments,
+}
+
+/// `--format`
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum FormatFlag {
+    /// What the archived server starts from
+    Auto,
+    /// Append-only files
+    Aof,
+    /// A dump.rdb
+    Rdb,
 }
 
 /// `perennial completions`

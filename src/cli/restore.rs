@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::flags::RestoreArguments;
+use super::flags::{FormatFlag, RestoreArguments};
 use super::progress::Progress;
 use super::when::{Planned, When, plan_for};
 use super::{EXIT_NOTHING, Exit, open_store, say, seed_once};
@@ -13,7 +13,9 @@ use crate::archive::layout::ArchiveId;
 use crate::archive::plan::PlanError;
 use crate::archive::timeline::Catalog;
 use crate::clock::Clock;
+use crate::restore::to_dump::{Dump, Dumped};
 use crate::restore::{source, to_dir};
+use crate::server::scratch::ScratchPlace;
 use crate::shell::quoted;
 use crate::store::catalog::{self, CatalogError};
 use crate::store::{Store, StoreErrorKind};
@@ -82,6 +84,9 @@ async fn restore_folder(
     clock: Arc<dyn Clock>,
 ) -> anyhow::Result<()> {
     let plan = &planned.plan;
+    if arguments.format == FormatFlag::Rdb && plan.stream_bytes() > 0 {
+        return dump(archived, planned, folder, arguments, clock).await;
+    }
     // Where the end cannot be read the restore itself says so, in its place.
     let payload_bytes = source::payload_bytes(&*archived.store, plan).await.ok();
     let total = payload_bytes.map(|bytes| bytes + plan.stream_bytes());
@@ -92,12 +97,85 @@ async fn restore_folder(
         plan,
         folder,
         arguments.force,
+        match arguments.format {
+            FormatFlag::Auto => to_dir::Format::Auto,
+            FormatFlag::Aof => to_dir::Format::Aof,
+            FormatFlag::Rdb => to_dir::Format::Rdb,
+        },
         |bytes| progress.add(bytes),
     )
     .await;
     progress.end();
     say_restored(planned, &restored?, arguments.json);
     Ok(())
+}
+
+/// What lies behind the snapshot has to be applied by a server, which then saves.
+async fn dump(
+    archived: Archived,
+    planned: &Planned,
+    folder: &Path,
+    arguments: &RestoreArguments,
+    clock: Arc<dyn Clock>,
+) -> anyhow::Result<()> {
+    let usage = |message: String| Exit { message, code: 2 };
+    let Some(scratch) = &arguments.scratch else {
+        return Err(usage(format!(
+            "--format rdb: {} of replication stream lie behind the snapshot, and only a server can make one dump of \
+             both: give --scratch with the path of a redis-server or valkey-server that reads the archive",
+            bytesize::ByteSize(planned.plan.stream_bytes())
+        ))
+        .into());
+    };
+    let scratch: ScratchPlace = scratch
+        .parse()
+        .map_err(|error| usage(format!("--scratch: {error}")))?;
+    let mut progress = Progress::lines("restoring", Arc::clone(&clock), None);
+    let dump = Dump {
+        store: archived.store,
+        archive: archived.archive,
+        catalog: &archived.catalog,
+        plan: &planned.plan,
+        scratch: &scratch,
+        clock,
+    };
+    let told = |sent, total| progress.stands_at(sent, total);
+    let dumped = dump.write(folder, arguments.force, told).await?;
+    say_dumped(planned, &dumped, folder, arguments.json);
+    Ok(())
+}
+
+fn say_dumped(planned: &Planned, dumped: &Dumped, folder: &Path, json: bool) {
+    let plan = &planned.plan;
+    if json {
+        say(&json!({
+            "directory": folder,
+            "layout": "dump.rdb",
+            "appendonly": "no",
+            "timeline": plan.target.timeline.as_u32(),
+            "offset": plan.target.offset.as_u64(),
+            "until_ms": plan.until.0,
+            "received_until_ms": planned.received_until().map(|at| at.0),
+            "next_by_ms": planned.next_by().map(|at| at.0),
+            "payload_bytes": dumped.bytes,
+            "stream_bytes": 0,
+            "server": dumped.server,
+            "moved_aside": dumped.moved_aside,
+        })
+        .to_string());
+        return;
+    }
+    for name in &dumped.moved_aside {
+        say(&format!("what was there is kept as {name}"));
+    }
+    say(&format!(
+        "restored {} to {}: {}, written by {}\n(only with appendonly no: with appendonly yes a server would pass over \
+         dump.rdb and start EMPTY)",
+        plan.target,
+        folder.join("dump.rdb").display(),
+        bytesize::ByteSize(dumped.bytes),
+        dumped.server,
+    ));
 }
 
 fn say_restored(planned: &Planned, restored: &to_dir::Restored, json: bool) {

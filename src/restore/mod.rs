@@ -9,4 +9,5 @@ pub mod rewrite;
 pub mod seeder;
 pub mod source;
 pub mod to_dir;
+pub mod to_dump;
 pub mod to_replica;

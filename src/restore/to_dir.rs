@@ -136,6 +136,32 @@ impl Layout {
     }
 }
 
+/// Which files are asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Format {
+    /// Those that the servers which the archive was taken from start from.
+    #[default]
+    Auto,
+    /// Append-only files, also where nothing is behind the snapshot.
+    Aof,
+    /// A `dump.rdb`. What lies behind the snapshot needs a scratch server: see `to_dump`.
+    Rdb,
+}
+
+impl Format {
+    fn layout(self, head: Option<&RdbHead>, plan: &Plan) -> Option<Layout> {
+        let usual = Layout::for_servers(head, plan);
+        match self {
+            Self::Auto => usual,
+            Self::Aof if usual == Some(Layout::Dump) => head
+                .is_some_and(|head| head.version >= FIRST_VERSION_WITH_PREAMBLE)
+                .then_some(Layout::File),
+            Self::Aof => usual,
+            Self::Rdb => (plan.stream_bytes() == 0).then_some(Layout::Dump),
+        }
+    }
+}
+
 /// What was written.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Restored {
@@ -155,7 +181,7 @@ pub struct Restored {
     pub moved_aside: Vec<String>,
 }
 
-fn io_error<'a>(
+pub(super) fn io_error<'a>(
     operation: &'static str,
     path: &'a Path,
 ) -> impl FnOnce(std::io::Error) -> ToDirError + 'a {
@@ -177,21 +203,11 @@ pub async fn restore(
     plan: &Plan,
     directory: &Path,
     force: bool,
+    format: Format,
     mut report: impl FnMut(u64),
 ) -> Result<Restored, ToDirError> {
-    if directory.is_file() {
-        return Err(ToDirError::NotAFolder {
-            path: directory.to_owned(),
-        });
-    }
-    let _created = RemoveIfEmpty(missing(directory));
-    std::fs::create_dir_all(directory).map_err(io_error("create folder", directory))?;
-    let aside = refuse_data(directory, force)?;
-    let staging = directory.join(format!(".perennial-restore-{}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&staging);
-    std::fs::create_dir(&staging).map_err(io_error("create folder", &staging))?;
-    let cleanup = RemoveOnDrop(staging.clone());
-
+    let place = Place::prepare(directory, force)?;
+    let staging = place.staging.0.clone();
     let mut base = Writer::create(&staging.join(BASE))?;
     let mut head = Vec::new();
     let mut payload = source::payload(Arc::clone(&store), archive, plan);
@@ -203,7 +219,7 @@ pub async fn restore(
     let payload_bytes = base.bytes;
     let head = read_head(&head);
     let server = written_by(head.as_ref());
-    let Some(layout) = Layout::for_servers(head.as_ref(), plan) else {
+    let Some(layout) = format.layout(head.as_ref(), plan) else {
         return Err(ToDirError::TooOld {
             snapshot: plan.snapshot.offset,
             timeline: plan.snapshot_timeline.0,
@@ -231,24 +247,13 @@ pub async fn restore(
     let rewritten = stream.tally();
     let stream_bytes = rest.finish()? - before;
 
-    let place = directory.join(layout.name());
     if layout == Layout::Directory {
         let mut manifest = Writer::create(&staging.join(MANIFEST))?;
         let lines = format!("file {BASE} seq 1 type b\nfile {INCREMENTAL} seq 1 type i\n");
         manifest.write(lines.as_bytes())?;
         manifest.finish()?;
     }
-    sync_directory(&staging)?;
-    let moved_aside = move_aside(directory, &aside.unwrap_or_default())?;
-    if layout == Layout::Directory {
-        std::fs::rename(&staging, &place).map_err(io_error("rename to", &place))?;
-        std::mem::forget(cleanup);
-    } else {
-        let whole = staging.join(BASE);
-        std::fs::rename(&whole, &place).map_err(io_error("rename to", &place))?;
-        drop(cleanup);
-    }
-    sync_directory(directory)?;
+    let moved_aside = place.publish(layout)?;
     Ok(Restored {
         directory: directory.to_owned(),
         layout,
@@ -258,6 +263,61 @@ pub async fn restore(
         server,
         moved_aside,
     })
+}
+
+/// A folder that is being restored to.
+pub(super) struct Place {
+    directory: PathBuf,
+    /// Where everything is written first.
+    pub(super) staging: RemoveOnDrop,
+    /// What is in the way and may be moved.
+    aside: Vec<&'static str>,
+    /// Dropped last.
+    _created: RemoveIfEmpty,
+}
+
+impl Place {
+    /// Makes the folder, refuses data in it, and makes a staging folder.
+    pub(super) fn prepare(directory: &Path, force: bool) -> Result<Self, ToDirError> {
+        if directory.is_file() {
+            return Err(ToDirError::NotAFolder {
+                path: directory.to_owned(),
+            });
+        }
+        let created = RemoveIfEmpty(missing(directory));
+        std::fs::create_dir_all(directory).map_err(io_error("create folder", directory))?;
+        let aside = refuse_data(directory, force)?;
+        let staging = directory.join(format!(".perennial-restore-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&staging);
+        std::fs::create_dir(&staging).map_err(io_error("create folder", &staging))?;
+        Ok(Self {
+            directory: directory.to_owned(),
+            staging: RemoveOnDrop(staging),
+            aside: aside.unwrap_or_default(),
+            _created: created,
+        })
+    }
+
+    /// Renames what was staged to where a server looks for it: the folder itself, or the file in it. Tells what was moved
+    /// out of the way.
+    pub(super) fn publish(self, layout: Layout) -> Result<Vec<String>, ToDirError> {
+        let staging = &self.staging.0;
+        sync_directory(staging)?;
+        let moved_aside = move_aside(&self.directory, &self.aside)?;
+        let whole = match layout {
+            Layout::Directory => staging.clone(),
+            Layout::File | Layout::Dump => staging.join(BASE),
+        };
+        let place = self.directory.join(layout.name());
+        std::fs::rename(&whole, &place).map_err(io_error("rename to", &place))?;
+        sync_directory(&self.directory)?;
+        Ok(moved_aside)
+    }
+
+    /// The file that becomes `appendonly.aof` or `dump.rdb`.
+    pub(super) fn file(&self) -> PathBuf {
+        self.staging.0.join(BASE)
+    }
 }
 
 fn written_by(head: Option<&RdbHead>) -> String {
@@ -350,7 +410,7 @@ impl Drop for RemoveIfEmpty {
     }
 }
 
-struct RemoveOnDrop(PathBuf);
+pub(super) struct RemoveOnDrop(PathBuf);
 
 impl Drop for RemoveOnDrop {
     fn drop(&mut self) {
@@ -440,6 +500,17 @@ mod tests {
         };
         assert_eq!(layout(upgraded("7.0.15"), 9), Some(Layout::Directory));
         assert_eq!(layout(upgraded("6.2.14"), 9), Some(Layout::File));
+        let forced = |format: Format, sketch: Sketch, payload| {
+            let plan = plan(&sketch.catalog(), Target::Latest).unwrap();
+            format.layout(Some(&head(RdbMagic::Redis, payload)), &plan)
+        };
+        let behind = || sketch("6.2.14").segment(1, 50);
+        assert_eq!(forced(Format::Aof, sketch("6.2.14"), 9), Some(Layout::File));
+        assert_eq!(forced(Format::Aof, behind(), 9), Some(Layout::File));
+        assert_eq!(forced(Format::Aof, sketch("7.0.15"), 10), Some(Layout::Directory));
+        assert_eq!(forced(Format::Aof, sketch("3.2.13"), 7), None);
+        assert_eq!(forced(Format::Rdb, sketch("7.0.15"), 10), Some(Layout::Dump));
+        assert_eq!(forced(Format::Rdb, behind(), 9), None, "needs a scratch server");
         let plan = plan(&sketch("9.1.2").catalog(), Target::Latest).unwrap();
         let valkey = head(RdbMagic::Valkey, 80);
         assert_eq!(
