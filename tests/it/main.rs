@@ -94,6 +94,8 @@ mod costs;
 mod status;
 // The doctor: what check finds on servers and stores, and that it leaves them as they were.
 mod check;
+// Servers that are started, or lent, to try a restore: nothing of them stays.
+mod scratch;
 // Restores that have to change bytes: relative TTLs, HPERSIST.
 mod rewritten;
 // Both killed at any moment, again and again.
