@@ -109,6 +109,9 @@ impl Stretch {
 #[derive(Clone, Debug)]
 pub struct Way {
     tip: Position,
+    /// Bytes are stored behind the tip that nothing leads to: what lies between is lost, and the tip is not the state of
+    /// any later time.
+    is_broken_off: bool,
     stretches: Vec<Stretch>,
     /// Begun for the first stretch.
     times: Times,
@@ -140,6 +143,7 @@ impl Way {
         }
         let mut way = Self {
             tip,
+            is_broken_off: is_end(catalog, tip) && catalog.holds_beyond(tip),
             times: Times::new(begins(&stretches).collect::<Vec<_>>().into_iter()),
             stretches,
         };
@@ -222,6 +226,13 @@ impl Way {
                 after: next.first(),
             });
         }
+        if self.is_broken_off && moment > last.ends_at {
+            return Err(OutsideWindow::Behind {
+                wanted: wanted(),
+                last: last.last(),
+                future: false,
+            });
+        }
         let segment = here
             .segments
             .iter()
@@ -299,6 +310,11 @@ impl Way {
             times,
         }
     }
+}
+
+/// Whether a position is the end of its timeline, as far as it can be restored.
+fn is_end(catalog: &Catalog, position: Position) -> bool {
+    catalog.end(position.timeline) == Some(position.offset)
 }
 
 /// When the pieces of some stretches begin, in order, as their names say.

@@ -136,7 +136,7 @@ pub struct RestoreArguments {
     )]
     pub to: String,
 
-    /// Which moment: latest, a time with its zone (2026-11-21T14:30:00Z), \"10m ago\", offset:N, or timeline:SEQ
+    /// Which moment: latest, a time with its zone (2026-11-21T14:30:00Z), "10m ago", offset:N, or timeline:SEQ
     /// (its end). Times and offsets count on the way to the head; TIME@SEQ and offset:N@SEQ on that to the end of
     /// another timeline
     #[arg(
@@ -155,6 +155,17 @@ pub struct RestoreArguments {
     /// Print the plan or the outcome as JSON
     #[arg(long, env = "PERENNIAL_JSON", hide_env_values = true)]
     pub json: bool,
+
+    /// Times of expiry: keep them, so that what has expired since that moment is gone; shift each, so that as much is left as
+    /// there was then; or none, so that nothing expires. Servers of 7.0 and later
+    #[arg(
+        long,
+        env = "PERENNIAL_TTL",
+        hide_env_values = true,
+        value_enum,
+        default_value_t = TtlFlag::Keep
+    )]
+    pub ttl: TtlFlag,
 
     /// Which files: those that the archived server starts from, append-only files, or a dump.rdb (which needs --scratch
     /// where something is behind the snapshot)
@@ -191,6 +202,17 @@ pub struct RestoreArguments {
     /// Where to play master.
     #[command(flatten, next_help_heading = "Where --to is a server")]
     pub seeding: SeedArguments,
+}
+
+/// `--ttl`
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum TtlFlag {
+    /// What has expired since is gone
+    Keep,
+    /// As much time is left as there was then
+    Shift,
+    /// Nothing expires
+    None,
 }
 
 /// `--format`

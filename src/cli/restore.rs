@@ -7,13 +7,14 @@ use serde_json::json;
 
 use super::flags::{FormatFlag, RestoreArguments};
 use super::progress::Progress;
-use super::when::{Planned, When, plan_for};
+use super::when::{Planned, When, plan_for, ttl};
 use super::{EXIT_NOTHING, Exit, open_store, say, seed_once};
 use crate::archive::layout::ArchiveId;
 use crate::archive::plan::PlanError;
 use crate::archive::timeline::Catalog;
 use crate::clock::Clock;
 use crate::restore::to_dump::{Dump, Dumped};
+use crate::restore::ttl::Ttl;
 use crate::restore::{source, to_dir};
 use crate::server::scratch::ScratchPlace;
 use crate::shell::quoted;
@@ -84,7 +85,17 @@ async fn restore_folder(
     clock: Arc<dyn Clock>,
 ) -> anyhow::Result<()> {
     let plan = &planned.plan;
-    if arguments.format == FormatFlag::Rdb && plan.stream_bytes() > 0 {
+    let options = to_dir::Options {
+        force: arguments.force,
+        format: match arguments.format {
+            FormatFlag::Auto => to_dir::Format::Auto,
+            FormatFlag::Aof => to_dir::Format::Aof,
+            FormatFlag::Rdb => to_dir::Format::Rdb,
+        },
+        ttl: ttl(planned, arguments, &*clock),
+    };
+    let is_payload = plan.stream_bytes() == 0 && options.ttl == Ttl::Keep;
+    if options.format == to_dir::Format::Rdb && !is_payload {
         return dump(archived, planned, folder, arguments, clock).await;
     }
     // Where the end cannot be read the restore itself says so, in its place.
@@ -96,12 +107,7 @@ async fn restore_folder(
         archived.archive,
         plan,
         folder,
-        arguments.force,
-        match arguments.format {
-            FormatFlag::Auto => to_dir::Format::Auto,
-            FormatFlag::Aof => to_dir::Format::Aof,
-            FormatFlag::Rdb => to_dir::Format::Rdb,
-        },
+        options,
         |bytes| progress.add(bytes),
     )
     .await;
@@ -121,8 +127,8 @@ async fn dump(
     let usage = |message: String| Exit { message, code: 2 };
     let Some(scratch) = &arguments.scratch else {
         return Err(usage(format!(
-            "--format rdb: {} of replication stream lie behind the snapshot, and only a server can make one dump of \
-             both: give --scratch with the path of a redis-server or valkey-server that reads the archive",
+            "--format rdb: {} of replication stream lie behind the snapshot, or times of expiry have to be changed, and only \
+             a server can make one dump of it all: give --scratch with the path of a redis-server or valkey-server that reads the archive",
             bytesize::ByteSize(planned.plan.stream_bytes())
         ))
         .into());
@@ -137,6 +143,7 @@ async fn dump(
         catalog: &archived.catalog,
         plan: &planned.plan,
         scratch: &scratch,
+        ttl: ttl(planned, arguments, &*clock),
         clock,
     };
     let told = |sent, total| progress.stands_at(sent, total);

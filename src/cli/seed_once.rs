@@ -7,10 +7,10 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use serde_json::json;
 
-use super::flags::{RestoreArguments, tls};
+use super::flags::{FormatFlag, RestoreArguments, tls};
 use super::progress::Progress;
 use super::restore::Archived;
-use super::when::Planned;
+use super::when::{Planned, ttl};
 use super::{Exit, say};
 use crate::clock::Clock;
 use crate::config;
@@ -49,6 +49,12 @@ impl Destination {
             .any(|scheme| to.starts_with(scheme));
         if !is_server {
             return Ok(Self::Folder(to.into()));
+        }
+        if arguments.format != FormatFlag::Auto {
+            return Err(Exit {
+                message: "--format: a server is filled, no files are written; leave it out".into(),
+                code: 2,
+            });
         }
         let usage = |error: config::BadSetting| Exit {
             message: error.of_server("to").to_string(),
@@ -102,7 +108,7 @@ pub async fn run(
         held: before.id,
         seeder: &seeder,
         approach: Approach::TakeOver,
-        purpose: Purpose::Copy,
+        purpose: Purpose::Copy(ttl(planned, arguments, &*clock)),
         clock: &*clock,
     };
     let mut progress = Progress::lines("restoring", Arc::clone(&clock), None);

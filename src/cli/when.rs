@@ -6,12 +6,15 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::bail;
 
 use super::Exit;
-use crate::archive::layout::ArchiveId;
+use super::flags::{RestoreArguments, TtlFlag};
+use crate::archive::layout::{ArchiveId, Object, ObjectName};
 use crate::archive::moment::Way;
 use crate::archive::plan::{Plan, PlanError, Target, plan};
 use crate::archive::timeline::Catalog;
+use crate::clock::Clock;
 use crate::position::{Offset, Position, TimelineSeq, UnixMillis};
 use crate::restore::moment::{Found, Moments};
+use crate::restore::ttl::Ttl;
 use crate::store::Store;
 use crate::store::catalog::Loaded;
 
@@ -168,6 +171,19 @@ impl Planned {
     }
 }
 
+/// What `--ttl` comes to: as much is left of each time as there was at the planned moment.
+pub fn ttl(planned: &Planned, arguments: &RestoreArguments, clock: &dyn Clock) -> Ttl {
+    let moment = match planned.when {
+        When::On(Place::Time(time), _) => time,
+        _ => planned.received_until().unwrap_or(planned.plan.until),
+    };
+    match arguments.ttl {
+        TtlFlag::Keep => Ttl::Keep,
+        TtlFlag::Shift => Ttl::Shift(clock.unix().0.saturating_sub(moment.0)),
+        TtlFlag::None => Ttl::Drop,
+    }
+}
+
 /// Finds the moment and plans. Looks into the end of the timeline that is asked for, and for a time or an offset into
 /// the one segment where it lies.
 ///
@@ -210,7 +226,7 @@ pub async fn plan_for(
     }
     let plan = plan(&loaded.catalog, target);
     if let Ok(plan) = &plan {
-        refuse_damaged_end(loaded, plan, found)?;
+        refuse_damaged_end(loaded, plan, found, when)?;
     }
     Ok(plan.map(|plan| Planned { plan, found, when }))
 }
@@ -241,12 +257,32 @@ fn on_the_way(catalog: &Catalog, tip: Position, offset: Offset) -> TimelineSeq {
 }
 
 /// Where the very end of a timeline is damaged, what lies before it is a shorter history: not restored for the whole.
-fn refuse_damaged_end(loaded: &Loaded, plan: &Plan, found: Option<Found>) -> anyhow::Result<()> {
+fn refuse_damaged_end(
+    loaded: &Loaded,
+    plan: &Plan,
+    found: Option<Found>,
+    when: When,
+) -> anyhow::Result<()> {
     let is_end = found.is_none_or(|found| found.next_by.is_none());
-    if is_end && let Some(damaged) = loaded.damaged(plan.target.timeline) {
+    if is_end
+        && let Some(damaged) = loaded.damaged(plan.target.timeline)
+        && !is_before(when, &damaged.name)
+    {
         bail!("{damaged}; or restore what lies before it with --at offset:N");
     }
     Ok(())
+}
+
+/// Whether what is asked for lies before everything in a segment.
+fn is_before(when: When, name: &ObjectName) -> bool {
+    let Some(Object::Segment { span, .. }) = Object::parse(name.as_str()) else {
+        return false;
+    };
+    match when {
+        When::On(Place::Time(time), _) => time < span.first_at,
+        When::On(Place::Offset(offset), _) => offset < span.first,
+        When::Latest | When::Timeline(_) => false,
+    }
 }
 
 #[cfg(test)]

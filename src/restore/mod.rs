@@ -11,3 +11,4 @@ pub mod source;
 pub mod to_dir;
 pub mod to_dump;
 pub mod to_replica;
+pub mod ttl;

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::rewrite::Tally;
 use super::source::{self, Checked, SourceError, Spelling};
+use super::ttl::{Ttl, TtlError, Writer};
 use crate::archive::layout::ArchiveId;
 use crate::archive::plan::Plan;
 use crate::archive::snapshot::{RdbHead, RdbMagic, read_head};
@@ -32,6 +33,9 @@ const FIRST_VERSION_WITH_DIRECTORY: u32 = 10;
 /// The first RDB version of servers that read a payload at the head of `appendonly.aof`: 4.0.
 const FIRST_VERSION_WITH_PREAMBLE: u32 = 8;
 
+/// The first RDB version of servers whose hash fields may expire: redis 7.4.
+const FIRST_VERSION_WITH_FIELD_TTLS: u32 = 12;
+
 /// Why files could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum ToDirError {
@@ -54,6 +58,9 @@ pub enum ToDirError {
         /// The file.
         path: PathBuf,
     },
+    /// Times of expiry cannot be changed as asked for.
+    #[error(transparent)]
+    Ttl(#[from] TtlError),
     /// There is data already.
     #[error(
         "{} already holds data ({found}): nothing was touched; choose another folder, or --force to move it aside",
@@ -162,6 +169,22 @@ impl Format {
     }
 }
 
+/// How files are written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Options {
+    /// Data that is there is moved aside.
+    pub force: bool,
+    /// Which files.
+    pub format: Format,
+    /// What becomes of times of expiry.
+    pub ttl: Ttl,
+}
+
+/// Whether a payload can hold fields of hashes that expire: of redis 7.4 and later, of valkey 9 and later.
+fn fields_may_expire(head: &RdbHead) -> bool {
+    head.magic != RdbMagic::Redis || head.version >= FIRST_VERSION_WITH_FIELD_TTLS
+}
+
 /// What was written.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Restored {
@@ -202,13 +225,12 @@ pub async fn restore(
     archive: ArchiveId,
     plan: &Plan,
     directory: &Path,
-    force: bool,
-    format: Format,
+    options: Options,
     mut report: impl FnMut(u64),
 ) -> Result<Restored, ToDirError> {
-    let place = Place::prepare(directory, force)?;
+    let place = Place::prepare(directory, options.force)?;
     let staging = place.staging.0.clone();
-    let mut base = Writer::create(&staging.join(BASE))?;
+    let mut base = FileWriter::create(&staging.join(BASE))?;
     let mut head = Vec::new();
     let mut payload = source::payload(Arc::clone(&store), archive, plan);
     copy(&mut payload, &mut base, &mut report, |bytes| {
@@ -219,7 +241,7 @@ pub async fn restore(
     let payload_bytes = base.bytes;
     let head = read_head(&head);
     let server = written_by(head.as_ref());
-    let Some(layout) = format.layout(head.as_ref(), plan) else {
+    let Some(layout) = options.format.layout(head.as_ref(), plan) else {
         return Err(ToDirError::TooOld {
             snapshot: plan.snapshot.offset,
             timeline: plan.snapshot_timeline.0,
@@ -227,10 +249,19 @@ pub async fn restore(
         });
     };
 
+    options.ttl.check_files(
+        plan,
+        &Writer {
+            server: server.clone(),
+            is_append_only_folder: layout == Layout::Directory,
+            fields_may_expire: head.as_ref().is_none_or(fields_may_expire),
+        },
+    )?;
+
     let mut rest = match layout {
         Layout::Directory => {
             base.finish()?;
-            Writer::create(&staging.join(INCREMENTAL))?
+            FileWriter::create(&staging.join(INCREMENTAL))?
         }
         Layout::File | Layout::Dump => base,
     };
@@ -245,10 +276,12 @@ pub async fn restore(
     let mut stream = source::stream(store, archive, plan, Spelling::Rewritten);
     copy(&mut stream, &mut rest, &mut report, |_| {}).await?;
     let rewritten = stream.tally();
-    let stream_bytes = rest.finish()? - before;
+    let stream_bytes = rest.bytes - before;
+    rest.write(&options.ttl.epilogue())?;
+    rest.finish()?;
 
     if layout == Layout::Directory {
-        let mut manifest = Writer::create(&staging.join(MANIFEST))?;
+        let mut manifest = FileWriter::create(&staging.join(MANIFEST))?;
         let lines = format!("file {BASE} seq 1 type b\nfile {INCREMENTAL} seq 1 type i\n");
         manifest.write(lines.as_bytes())?;
         manifest.finish()?;
@@ -333,7 +366,7 @@ fn written_by(head: Option<&RdbHead>) -> String {
 
 async fn copy(
     from: &mut Checked,
-    to: &mut Writer,
+    to: &mut FileWriter,
     report: &mut impl FnMut(u64),
     mut look: impl FnMut(&[u8]),
 ) -> Result<(), ToDirError> {
@@ -418,13 +451,13 @@ impl Drop for RemoveOnDrop {
     }
 }
 
-struct Writer {
+struct FileWriter {
     path: PathBuf,
     file: std::io::BufWriter<std::fs::File>,
     bytes: u64,
 }
 
-impl Writer {
+impl FileWriter {
     fn create(path: &Path) -> Result<Self, ToDirError> {
         let file = std::fs::File::create_new(path).map_err(io_error("create", path))?;
         Ok(Self {
@@ -507,10 +540,20 @@ mod tests {
         let behind = || sketch("6.2.14").segment(1, 50);
         assert_eq!(forced(Format::Aof, sketch("6.2.14"), 9), Some(Layout::File));
         assert_eq!(forced(Format::Aof, behind(), 9), Some(Layout::File));
-        assert_eq!(forced(Format::Aof, sketch("7.0.15"), 10), Some(Layout::Directory));
+        assert_eq!(
+            forced(Format::Aof, sketch("7.0.15"), 10),
+            Some(Layout::Directory)
+        );
         assert_eq!(forced(Format::Aof, sketch("3.2.13"), 7), None);
-        assert_eq!(forced(Format::Rdb, sketch("7.0.15"), 10), Some(Layout::Dump));
-        assert_eq!(forced(Format::Rdb, behind(), 9), None, "needs a scratch server");
+        assert_eq!(
+            forced(Format::Rdb, sketch("7.0.15"), 10),
+            Some(Layout::Dump)
+        );
+        assert_eq!(
+            forced(Format::Rdb, behind(), 9),
+            None,
+            "needs a scratch server"
+        );
         let plan = plan(&sketch("9.1.2").catalog(), Target::Latest).unwrap();
         let valkey = head(RdbMagic::Valkey, 80);
         assert_eq!(

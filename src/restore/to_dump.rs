@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::seeder::{Seeder, SeederOptions};
 use super::to_dir::{Layout, Place, ToDirError, io_error};
 use super::to_replica::{Approach, Purpose, Seed, SeedError};
+use super::ttl::Ttl;
 use crate::archive::layout::ArchiveId;
 use crate::archive::plan::Plan;
 use crate::archive::timeline::Catalog;
@@ -47,6 +48,8 @@ pub struct Dump<'a> {
     pub plan: &'a Plan,
     /// Where the scratch server comes from.
     pub scratch: &'a ScratchPlace,
+    /// What becomes of times of expiry.
+    pub ttl: Ttl,
     /// The time.
     pub clock: Arc<dyn Clock>,
 }
@@ -80,7 +83,11 @@ impl Dump<'_> {
         let saved = scratch.save().await?;
         let target = place.file();
         let bytes = copy(&saved, &target)?;
-        let server = format!("{} {}", scratch.info().server_name(), scratch.info().version());
+        let server = format!(
+            "{} {}",
+            scratch.info().server_name(),
+            scratch.info().version()
+        );
         scratch.close().await?;
         Ok(Dumped {
             server,
@@ -118,7 +125,7 @@ impl Dump<'_> {
             held: before.id,
             seeder: &seeder,
             approach: Approach::TakeOver,
-            purpose: Purpose::Copy,
+            purpose: Purpose::Copy(self.ttl),
             clock: &*self.clock,
         };
         seed.run(scratch.control(), unchanged, told).await?;

@@ -46,7 +46,9 @@ pub enum Ttl {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum TtlError {
     /// The server cannot name them.
-    #[error("--ttl shift and --ttl none need a server of 7.0 or later, and this is {0}; use --ttl keep")]
+    #[error(
+        "--ttl shift and --ttl none need a server of 7.0 or later, and this is {0}; use --ttl keep"
+    )]
     TooOld(String),
     /// Hash fields have some of their own.
     #[error(
@@ -68,9 +70,7 @@ impl Ttl {
         let script = SCRIPT.as_bytes();
         match self {
             Self::Keep => Bytes::new(),
-            Self::Shift(millis) => {
-                command(&[b"EVAL", script, b"0", millis.to_string().as_bytes()])
-            }
+            Self::Shift(millis) => command(&[b"EVAL", script, b"0", millis.to_string().as_bytes()]),
             Self::Drop => command(&[b"EVAL", script, b"0"]),
         }
     }
@@ -78,7 +78,10 @@ impl Ttl {
     /// Whether a server that is to be filled can do it.
     pub(super) fn check_server(self, server: &Info) -> Result<(), TtlError> {
         if self != Self::Keep && server.version_numbers() < FIRST_VERSION {
-            return Err(TtlError::TooOld(named(server.server_name(), server.version())));
+            return Err(TtlError::TooOld(named(
+                server.server_name(),
+                server.version(),
+            )));
         }
         Ok(())
     }
@@ -88,7 +91,9 @@ impl Ttl {
         let fields = |counter| {
             (0..DATABASES_MAX).find(|database| {
                 let keyspace = server.text(&format!("db{database}")).unwrap_or_default();
-                let count = keyspace.split(',').find_map(|part| part.strip_prefix(counter));
+                let count = keyspace
+                    .split(',')
+                    .find_map(|part| part.strip_prefix(counter));
                 count.is_some_and(|count| count != "0")
             })
         };
@@ -111,8 +116,8 @@ impl Ttl {
             return Err(TtlError::TooOld(writer.server.clone()));
         }
         let with_fields = plan.legs.iter().map(|leg| &leg.source).find(|source| {
-            let valkey = source.server == "valkey"
-                && source.version_numbers().is_none_or(|it| it >= (9, 0));
+            let valkey =
+                source.server == "valkey" && source.version_numbers().is_none_or(|it| it >= (9, 0));
             valkey || Rewriting::of(source).field_persist
         });
         let may_have = with_fields
@@ -165,7 +170,10 @@ mod tests {
             ("db0:keys=1,expires=1,avg_ttl=0", true),
             ("db0:keys=1,expires=1,avg_ttl=0,subexpiry=0", true),
             ("db3:keys=1,expires=0,avg_ttl=0,subexpiry=2", false),
-            ("db0:keys=1,expires=0,avg_ttl=0,keys_with_volatile_items=1", false),
+            (
+                "db0:keys=1,expires=0,avg_ttl=0,keys_with_volatile_items=1",
+                false,
+            ),
         ] {
             let info = Info::parse(keyspace);
             assert_eq!(Ttl::Drop.check_filled(&info).is_ok(), is_fine, "{keyspace}");

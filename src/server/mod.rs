@@ -5,4 +5,5 @@ pub mod control;
 pub mod examine;
 pub mod info;
 pub mod net;
+pub mod scratch;
 pub mod tls;

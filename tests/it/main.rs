@@ -96,6 +96,8 @@ mod status;
 mod check;
 // Back to any moment, to files and into servers.
 mod travel;
+// Servers that are started, or lent, to try a restore: nothing of them stays.
+mod scratch;
 // Restores that have to change bytes: relative TTLs, HPERSIST.
 mod rewritten;
 // Both killed at any moment, again and again.

@@ -3,11 +3,12 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::harness::archive::objects_in;
 use crate::harness::random::Random;
 use crate::harness::workload::{write_at_random, write_verbatim};
 use crate::harness::{
-    Archive, DEADLINE, Digest, Kind, Perennial, Proxy, REDIS_7_0, Server, assert_same, run_cli,
-    until,
+    Archive, Client, DEADLINE, Digest, Kind, Perennial, Proxy, REDIS_7_0, Server, assert_same,
+    run_cli, until,
 };
 use crate::on_every_server;
 
@@ -15,6 +16,18 @@ on_every_server! {
     any_moment_through_a_failover_and_a_seed,
     what_expired_since_is_gone,
     a_past_moment_becomes_the_history,
+    a_moment_as_one_dump,
+}
+
+on_every_server! {
+    since 7.0;
+    what_expired_since_is_alive_where_it_is_shifted,
+}
+
+// Fields of hashes that expire by themselves: nobody can say what they had.
+on_every_server! {
+    since 7.0;
+    fields_that_expire_are_never_shifted_by_half,
 }
 
 /// Instants taken on each server, where the life is short.
@@ -200,8 +213,9 @@ fn any_moment_through_a_failover_and_a_seed(kind: Kind) {
     }
     let folder = archive.restore("not-lost", &["--at", &middle]);
     let restored = kind.start_on(&folder).unwrap();
+    let mut client = Client::connect_loaded(&restored.address());
     assert_eq!(
-        restored.client().line("EXISTS lost").integer(),
+        client.line("EXISTS lost").integer(),
         0,
         "it is on another branch"
     );
@@ -233,7 +247,7 @@ fn what_expired_since_is_gone(kind: Kind) {
     let seeded = kind.start(&[]).unwrap();
     restore_into(&archive, &seeded, &at, &[]);
     for restored in [from_files, seeded] {
-        let mut client = restored.client();
+        let mut client = Client::connect_loaded(&restored.address());
         for (key, is_there) in [
             ("stays", 1),
             ("long", 1),
@@ -252,6 +266,241 @@ fn what_expired_since_is_gone(kind: Kind) {
     let latest = archive.restore("now", &[]);
     let latest = kind.start_on(&latest).unwrap();
     assert_same(&now.digest, &Digest::of(&latest.address()));
+}
+
+/// The payload itself holds keys with times, and the replication stream changes some of them.
+fn what_expired_since_is_alive_where_it_is_shifted(kind: Kind) {
+    let Some(server) = kind.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let mut client = server.client();
+    client.line("SET old 1 PX 3000");
+    client.line("SET forever 1");
+    client.line("SELECT 3");
+    client.line("RPUSH list a b");
+    client.line("PEXPIRE list 3000");
+    client.line("SELECT 0");
+    let _perennial = Perennial::follow(&server, &archive, &QUICK);
+    client.line("SET brief 1 PX 2500");
+    client.line("SET long 1 EX 86400");
+    for number in 0..2000 {
+        client.line(&format!("SET many:{number} 1 EX 80000"));
+    }
+    let then = pause(&server, &archive, 0);
+    let left = |client: &mut Client, key: &str| client.line(&format!("PTTL {key}")).integer();
+    let expires_at = client.line("PEXPIRETIME brief").integer();
+    let left_then = expires_at - i64::try_from(then.from).unwrap();
+    until("it has expired", DEADLINE, || {
+        client.line("DBSIZE").integer() == 2002
+    });
+    let at = rfc3339(then.from);
+    let scratch = kind.find().unwrap();
+    let dump = ["--format", "rdb", "--scratch", scratch.to_str().unwrap()];
+    for ttl in ["shift", "none"] {
+        let flags = ["--at", &at, "--ttl", ttl];
+        let seeded = kind.start(&[]).unwrap();
+        restore_into(&archive, &seeded, &at, &["--ttl", ttl]);
+        let dumped = archive.restore(&format!("dump-{ttl}"), &[&flags[..], &dump].concat());
+        let mut restored = vec![seeded, kind.start_on(&dumped).unwrap()];
+        // Files of servers with fields that expire are refused.
+        if ["redis-7.0", "valkey-8.1"].contains(&kind.name) {
+            let files = archive.restore(&format!("files-{ttl}"), &flags);
+            restored.push(kind.start_on(&files).unwrap());
+        }
+        for server in restored {
+            let mut client = Client::connect_loaded(&server.address());
+            let (brief, long) = (left(&mut client, "brief"), left(&mut client, "long"));
+            let many = left(&mut client, "many:1999");
+            if ttl == "none" {
+                assert_eq!((brief, long, many), (-1, -1, -1));
+                assert_eq!(client.line("DBSIZE").integer(), 2004);
+            } else {
+                assert!(
+                    brief <= left_then && long > 86_000_000 && many <= 80_000_000,
+                    "{brief} {long} {many}"
+                );
+                assert!(many > 79_000_000, "{many}");
+            }
+            assert_eq!(left(&mut client, "forever"), -1);
+        }
+    }
+    // As much was left as then: nothing is alive that should not be, and what is was not moved twice.
+    let seeded = kind.start(&[]).unwrap();
+    let before = unix_millis();
+    restore_into(&archive, &seeded, &at, &["--ttl", "shift"]);
+    let after = unix_millis();
+    let mut client = seeded.client();
+    let moved = u64::try_from(client.line("PEXPIRETIME long").integer()).unwrap();
+    let was = u64::try_from(server.client().line("PEXPIRETIME long").integer()).unwrap();
+    let by = moved - was;
+    assert!(
+        before - then.from <= by && by <= after - then.from,
+        "moved by {by}"
+    );
+}
+
+fn fields_that_expire_are_never_shifted_by_half(kind: Kind) {
+    let Some(server) = kind.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let mut client = server.client();
+    client.line("HSET hash f 1 g 2");
+    if !client.knows("HEXPIRE") {
+        return;
+    }
+    client.line("HEXPIRE hash 86400 FIELDS 1 f");
+    let _perennial = Perennial::follow(&server, &archive, &QUICK);
+    client.line("SET after 1");
+    let then = pause(&server, &archive, 0);
+    let (url, at) = (archive.url(), rfc3339(then.from));
+    let empty = kind.start(&[]).unwrap();
+    let folder = archive.beside("fields");
+    for to in [empty.url(), folder.to_str().unwrap().to_owned()] {
+        let (code, out, err) = run_cli(&[
+            "restore",
+            "--archive",
+            &url,
+            "--to",
+            &to,
+            "--at",
+            &at,
+            "--ttl",
+            "shift",
+        ]);
+        assert_eq!(code, 1, "{to}: {out}{err}");
+        assert!(err.contains("fields of hashes"), "{to}: {err}");
+    }
+    assert!(!folder.exists());
+    assert!(
+        !empty.is_master(),
+        "it must not pass for what was asked for"
+    );
+    let kept = archive.restore("kept", &["--at", &at]);
+    let kept = kind.start_on(&kept).unwrap();
+    assert_same(&then.digest, &Digest::of(&kept.address()));
+}
+
+/// `--format rdb` needs a server that applies what lies behind the snapshot.
+fn a_moment_as_one_dump(kind: Kind) {
+    let Some(server) = kind.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let _perennial = Perennial::follow(&server, &archive, &QUICK);
+    write_verbatim(&mut server.client(), 0);
+    let then = pause(&server, &archive, 0);
+    server.client().line("SET later 1");
+    pause(&server, &archive, 0);
+    let (url, at) = (archive.url(), rfc3339(then.from));
+    let target = archive.beside("without");
+    let to = target.to_str().unwrap();
+    let arguments = [
+        "restore",
+        "--archive",
+        &url,
+        "--to",
+        to,
+        "--at",
+        &at,
+        "--format",
+        "rdb",
+    ];
+    let (code, _, err) = run_cli(&arguments);
+    assert_eq!(code, 2, "{err}");
+    assert!(err.contains("--scratch") && !target.exists(), "{err}");
+    let nonsense = [&arguments[..], &["--scratch", "/bin/true"]].concat();
+    let (code, _, err) = run_cli(&nonsense);
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("/bin/true") && !target.exists(), "{err}");
+    let scratch = kind.find().unwrap();
+    let flags = [
+        "--at",
+        &at,
+        "--format",
+        "rdb",
+        "--scratch",
+        scratch.to_str().unwrap(),
+    ];
+    let folder = archive.restore("dump", &flags);
+    let names: Vec<_> = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(names, ["dump.rdb"]);
+    let restored = kind.start_on(&folder).unwrap();
+    assert_same(&then.digest, &Digest::of(&restored.address()));
+}
+
+/// A bit flipped in, or the loss of, any object on the way to a moment: said, and the empty server or folder stays free of
+/// anything that could pass for the data.
+#[test]
+fn no_damage_is_restored_from() {
+    let Some(server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let _perennial = Perennial::follow(&server, &archive, &QUICK);
+    write_verbatim(&mut server.client(), 0);
+    pause(&server, &archive, 0);
+    server.client().line("SET then 1");
+    let then = pause(&server, &archive, 0);
+    server.client().line("SET later 1");
+    pause(&server, &archive, 0);
+    let at = rfc3339(then.from);
+    let (url, copy) = archive.copy("damaged");
+    let folder = archive.beside("from-damaged");
+    let empty = REDIS_7_0.start(&[]).unwrap();
+    let mut tried = 0;
+    for (name, path) in objects_in(&copy) {
+        // What came after that moment is not read for it.
+        if name.contains("/segments/") && first_at(&name) > then.to {
+            continue;
+        }
+        let whole = std::fs::read(&path).unwrap();
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 2] ^= 0x20;
+        // A document may mean the same with another letter; `bad_input` has what it must not.
+        let is_checked = name.ends_with(".blocks");
+        for damaged in [is_checked.then_some(flipped), None] {
+            match &damaged {
+                Some(flipped) => std::fs::write(&path, flipped).unwrap(),
+                None => std::fs::remove_file(&path).unwrap(),
+            }
+            for to in [folder.to_str().unwrap(), &empty.url()] {
+                let arguments = [
+                    "restore",
+                    "--archive",
+                    &url,
+                    "--to",
+                    to,
+                    "--at",
+                    &at,
+                    "--force",
+                ];
+                let (code, out, err) = run_cli(&arguments);
+                tried += 1;
+                assert_ne!(code, 0, "{name}: {out}{err}");
+                assert!(!err.contains("panicked"), "{name}: {err}");
+                assert!(!folder.exists(), "{name}");
+                let is_free = !empty.is_master() || empty.keys() == Some(0);
+                assert!(is_free, "{name}: {err}");
+            }
+            std::fs::write(&path, &whole).unwrap();
+        }
+    }
+    empty.client().line("REPLICAOF NO ONE");
+    empty.client().line("FLUSHALL");
+    assert!(tried >= 10, "{tried}");
+    restore_into(&archive, &empty, &at, &[]);
+    assert_same(&then.digest, &Digest::of(&empty.address()));
+}
+
+/// When the first byte of a segment was received, as its name says.
+fn first_at(name: &str) -> u64 {
+    let file = name.rsplit('/').next().unwrap();
+    file.split('-').nth(2).unwrap().parse().unwrap()
 }
 
 /// `restore --to` a server, then `run --seed start-over` beside it: what later seeds bring back is the past moment.

@@ -137,6 +137,24 @@ fn a_gap_names_both_its_sides() {
 }
 
 #[test]
+fn behind_a_hole_nothing_leads_to_there_is_no_moment() {
+    let catalog = Sketch::default()
+        .timeline(1, 1, None, 0)
+        .snapshot(0)
+        .segment_at(1, 100, 1000, 2000)
+        .segment_at(201, 300, 5000, 6000)
+        .catalog();
+    let way = way(&catalog);
+    assert_eq!(at_time(&way, 2000), Ok((1, 0, Some(1))));
+    for moment in [2001, 5500, 900_000] {
+        let error = at_time(&way, moment).unwrap_err();
+        assert!(
+            matches!(error, OutsideWindow::Behind { future: false, last, .. } if last.position == at(1, 100))
+        );
+    }
+}
+
+#[test]
 fn a_seed_that_was_rewritten_is_on_the_way_and_holds_nothing() {
     let catalog = Sketch::default()
         .timeline(1, 1, None, 0)
