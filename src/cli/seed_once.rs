@@ -48,7 +48,7 @@ impl Destination {
             .iter()
             .any(|scheme| to.starts_with(scheme));
         if !is_server {
-            return Ok(Self::Folder(to.into()));
+            return folder(to).map(Self::Folder);
         }
         if arguments.format != FormatFlag::Auto {
             return Err(Exit {
@@ -71,6 +71,18 @@ impl Destination {
         .map_err(usage)?;
         Ok(Self::Server(Box::new(Target { address, seeder })))
     }
+}
+
+fn folder(to: &str) -> Result<PathBuf, Exit> {
+    if to == "-" || to.contains("://") {
+        return Err(Exit {
+            message: format!(
+                "--to {to}: write a folder, or a server as redis://host:port, rediss://host:port or unix:///path"
+            ),
+            code: 2,
+        });
+    }
+    Ok(to.into())
 }
 
 /// Fills the server.
