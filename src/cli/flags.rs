@@ -127,12 +127,12 @@ pub struct RestoreArguments {
     pub archive: String,
 
     /// Where to: a folder, created if it is not there, or a server (redis://..., rediss://..., unix:///path); refused
-    /// if it holds data
+    /// if it holds data. With -, commands for redis-cli --pipe (needs --scratch)
     #[arg(
         long,
         env = "PERENNIAL_TO",
         hide_env_values = true,
-        value_name = "DIR|URL"
+        value_name = "DIR|URL|-"
     )]
     pub to: String,
 
@@ -178,7 +178,7 @@ pub struct RestoreArguments {
     )]
     pub format: FormatFlag,
 
-    /// For --format rdb: the path of a redis-server or valkey-server, started for a moment and filled, to save it
+    /// For --format rdb and --to -: the path of a redis-server or valkey-server, started for a moment and filled with the moment
     #[arg(
         long,
         env = "PERENNIAL_SCRATCH",
@@ -187,7 +187,8 @@ pub struct RestoreArguments {
     )]
     pub scratch: Option<String>,
 
-    /// Restore although there is data: in a folder it is renamed, not deleted; a server loses it
+    /// Restore although there is data: in a folder it is renamed, not deleted; a server loses it;
+    /// commands replace keys of the same name
     #[arg(long, env = "PERENNIAL_FORCE", hide_env_values = true)]
     pub force: bool,
 

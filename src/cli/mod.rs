@@ -14,6 +14,7 @@ pub mod run;
 pub mod seed_once;
 pub mod shown;
 pub mod status;
+pub mod through_scratch;
 pub mod when;
 
 use std::io::{IsTerminal, Write};

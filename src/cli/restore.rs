@@ -7,16 +7,15 @@ use serde_json::json;
 
 use super::flags::{FormatFlag, RestoreArguments};
 use super::progress::Progress;
+use super::seed_once::Destination;
 use super::when::{Planned, When, plan_for, ttl};
-use super::{EXIT_NOTHING, Exit, open_store, say, seed_once};
+use super::{EXIT_NOTHING, Exit, open_store, say, seed_once, through_scratch};
 use crate::archive::layout::ArchiveId;
 use crate::archive::plan::PlanError;
 use crate::archive::timeline::Catalog;
 use crate::clock::Clock;
-use crate::restore::to_dump::{Dump, Dumped};
 use crate::restore::ttl::Ttl;
 use crate::restore::{source, to_dir};
-use crate::server::scratch::ScratchPlace;
 use crate::shell::quoted;
 use crate::store::catalog::{self, CatalogError};
 use crate::store::{Store, StoreErrorKind};
@@ -28,7 +27,7 @@ use crate::store::{Store, StoreErrorKind};
 pub async fn run(arguments: RestoreArguments, clock: Arc<dyn Clock>) -> anyhow::Result<()> {
     let now = clock.unix();
     let when = When::read(&arguments.at, now)?;
-    let to = seed_once::Destination::read(&arguments)?;
+    let to = Destination::read(&arguments)?;
     let store = open_store(&arguments.archive)?;
     let mut loaded = match catalog::load(&*store, &[]).await {
         Ok(loaded) => loaded,
@@ -48,8 +47,11 @@ pub async fn run(arguments: RestoreArguments, clock: Arc<dyn Clock>) -> anyhow::
         print_plan(&planned, arguments.json);
         return Ok(());
     }
-    if !arguments.json {
-        planned.said().iter().for_each(|line| say(line));
+    match to {
+        // Commands go to the standard output, and nothing else.
+        Destination::Commands => planned.said().iter().for_each(|it| tracing::info!("{it}")),
+        _ if arguments.json => {}
+        _ => planned.said().iter().for_each(|line| say(line)),
     }
     let archived = Archived {
         store,
@@ -57,11 +59,14 @@ pub async fn run(arguments: RestoreArguments, clock: Arc<dyn Clock>) -> anyhow::
         catalog: loaded.catalog,
     };
     match to {
-        seed_once::Destination::Folder(folder) => {
+        Destination::Folder(folder) => {
             restore_folder(archived, &planned, &folder, &arguments, clock).await
         }
-        seed_once::Destination::Server(server) => {
+        Destination::Server(server) => {
             seed_once::run(archived, &planned, *server, &arguments, clock).await
+        }
+        Destination::Commands => {
+            through_scratch::commands(archived, &planned, &arguments, clock).await
         }
     }
 }
@@ -96,7 +101,7 @@ async fn restore_folder(
     };
     let is_payload = plan.stream_bytes() == 0 && options.ttl == Ttl::Keep;
     if options.format == to_dir::Format::Rdb && !is_payload {
-        return dump(archived, planned, folder, arguments, clock).await;
+        return through_scratch::dump(archived, planned, folder, arguments, clock).await;
     }
     // Where the end cannot be read the restore itself says so, in its place.
     let payload_bytes = source::payload_bytes(&*archived.store, plan).await.ok();
@@ -114,75 +119,6 @@ async fn restore_folder(
     progress.end();
     say_restored(planned, &restored?, arguments.json);
     Ok(())
-}
-
-/// What lies behind the snapshot has to be applied by a server, which then saves.
-async fn dump(
-    archived: Archived,
-    planned: &Planned,
-    folder: &Path,
-    arguments: &RestoreArguments,
-    clock: Arc<dyn Clock>,
-) -> anyhow::Result<()> {
-    let usage = |message: String| Exit { message, code: 2 };
-    let Some(scratch) = &arguments.scratch else {
-        return Err(usage(format!(
-            "--format rdb: {} of replication stream lie behind the snapshot, or times of expiry have to be changed, and only \
-             a server can make one dump of it all: give --scratch with the path of a redis-server or valkey-server that reads the archive",
-            bytesize::ByteSize(planned.plan.stream_bytes())
-        ))
-        .into());
-    };
-    let scratch: ScratchPlace = scratch
-        .parse()
-        .map_err(|error| usage(format!("--scratch: {error}")))?;
-    let mut progress = Progress::lines("restoring", Arc::clone(&clock), None);
-    let dump = Dump {
-        store: archived.store,
-        archive: archived.archive,
-        catalog: &archived.catalog,
-        plan: &planned.plan,
-        scratch: &scratch,
-        ttl: ttl(planned, arguments, &*clock),
-        clock,
-    };
-    let told = |sent, total| progress.stands_at(sent, total);
-    let dumped = dump.write(folder, arguments.force, told).await?;
-    say_dumped(planned, &dumped, folder, arguments.json);
-    Ok(())
-}
-
-fn say_dumped(planned: &Planned, dumped: &Dumped, folder: &Path, json: bool) {
-    let plan = &planned.plan;
-    if json {
-        say(&json!({
-            "directory": folder,
-            "layout": "dump.rdb",
-            "appendonly": "no",
-            "timeline": plan.target.timeline.as_u32(),
-            "offset": plan.target.offset.as_u64(),
-            "until_ms": plan.until.0,
-            "received_until_ms": planned.received_until().map(|at| at.0),
-            "next_by_ms": planned.next_by().map(|at| at.0),
-            "payload_bytes": dumped.bytes,
-            "stream_bytes": 0,
-            "server": dumped.server,
-            "moved_aside": dumped.moved_aside,
-        })
-        .to_string());
-        return;
-    }
-    for name in &dumped.moved_aside {
-        say(&format!("what was there is kept as {name}"));
-    }
-    say(&format!(
-        "restored {} to {}: {}, written by {}\n(only with appendonly no: with appendonly yes a server would pass over \
-         dump.rdb and start EMPTY)",
-        plan.target,
-        folder.join("dump.rdb").display(),
-        bytesize::ByteSize(dumped.bytes),
-        dumped.server,
-    ));
 }
 
 fn say_restored(planned: &Planned, restored: &to_dir::Restored, json: bool) {
@@ -268,7 +204,11 @@ fn is_missing(error: &CatalogError) -> bool {
 
 fn nothing(arguments: &RestoreArguments, message: String) -> anyhow::Result<()> {
     if arguments.if_archive_exists {
-        say(&format!("nothing restored: {message}"));
+        let said = format!("nothing restored: {message}");
+        match arguments.to.as_str() {
+            "-" => tracing::info!("{said}"),
+            _ => say(&said),
+        }
         return Ok(());
     }
     Err(Exit {

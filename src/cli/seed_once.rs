@@ -28,6 +28,8 @@ pub enum Destination {
     Folder(PathBuf),
     /// A running server.
     Server(Box<Target>),
+    /// Commands on the standard output: `-`.
+    Commands,
 }
 
 /// A server to fill, and how it gets at the data.
@@ -47,14 +49,17 @@ impl Destination {
         let is_server = ["redis://", "rediss://", "unix://"]
             .iter()
             .any(|scheme| to.starts_with(scheme));
-        if !is_server {
+        if !is_server && to != "-" {
             return folder(to).map(Self::Folder);
         }
         if arguments.format != FormatFlag::Auto {
             return Err(Exit {
-                message: "--format: a server is filled, no files are written; leave it out".into(),
+                message: format!("--format: no files are written to {to}; leave it out"),
                 code: 2,
             });
+        }
+        if !is_server {
+            return Ok(Self::Commands);
         }
         let usage = |error: config::BadSetting| Exit {
             message: error.of_server("to").to_string(),
@@ -74,10 +79,10 @@ impl Destination {
 }
 
 fn folder(to: &str) -> Result<PathBuf, Exit> {
-    if to == "-" || to.contains("://") {
+    if to.contains("://") {
         return Err(Exit {
             message: format!(
-                "--to {to}: write a folder, or a server as redis://host:port, rediss://host:port or unix:///path"
+                "--to {to}: write a folder, a server as redis://host:port, rediss://host:port or unix:///path, or - for commands"
             ),
             code: 2,
         });

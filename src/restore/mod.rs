@@ -8,6 +8,7 @@ mod refusal;
 pub mod rewrite;
 pub mod seeder;
 pub mod source;
+pub mod to_commands;
 pub mod to_dir;
 pub mod to_dump;
 pub mod to_replica;

@@ -96,7 +96,7 @@ impl Dump<'_> {
         })
     }
 
-    async fn fill(
+    pub(super) async fn fill(
         &self,
         scratch: &mut Scratch,
         told: impl FnMut(u64, u64) + Send,

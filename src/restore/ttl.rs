@@ -10,8 +10,6 @@ use crate::server::info::Info;
 
 /// Which version brought PEXPIRETIME.
 const FIRST_VERSION: (u32, u32) = (7, 0);
-/// Databases that INFO is searched for.
-const DATABASES_MAX: u32 = 10_000;
 
 /// Moves every time of expiry by ARGV[1] milliseconds, or takes it away where that is not given. A key that SCAN names twice
 /// is moved once.
@@ -89,7 +87,7 @@ impl Ttl {
     /// Whether a server that has been filled, and is not yet promoted, did it for everything.
     pub(super) fn check_filled(self, server: &Info) -> Result<(), TtlError> {
         let fields = |counter| {
-            (0..DATABASES_MAX).find(|database| {
+            server.databases().into_iter().find(|database| {
                 let keyspace = server.text(&format!("db{database}")).unwrap_or_default();
                 let count = keyspace
                     .split(',')

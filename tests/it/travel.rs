@@ -1,6 +1,9 @@
 //! Back to any moment: what a server held at instants of its life is restored from the archive, to files and into servers,
 //! through failovers and seeds. `PERENNIAL_TRAVEL_SECONDS` (`make travel`) makes the life long.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::harness::archive::objects_in;
@@ -17,6 +20,7 @@ on_every_server! {
     what_expired_since_is_gone,
     a_past_moment_becomes_the_history,
     a_moment_as_one_dump,
+    a_moment_as_commands,
 }
 
 on_every_server! {
@@ -187,7 +191,9 @@ fn any_moment_through_a_failover_and_a_seed(kind: Kind) {
     until("it has been there for a while", DEADLINE, || {
         replica.info_number("server", "uptime_in_seconds") >= 4
     });
+    // Not even into its socket.
     replica.pause();
+    master.client().line("CLIENT KILL TYPE replica");
     master.client().line("SET lost 1");
     let lost = pause(&master, &archive, 0);
     master.kill();
@@ -431,6 +437,60 @@ fn a_moment_as_one_dump(kind: Kind) {
     assert_eq!(names, ["dump.rdb"]);
     let restored = kind.start_on(&folder).unwrap();
     assert_same(&then.digest, &Digest::of(&restored.address()));
+}
+
+/// `--to -`, into a server that has keys of its own.
+fn a_moment_as_commands(kind: Kind) {
+    let Some(server) = kind.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let _perennial = Perennial::follow(&server, &archive, &QUICK);
+    write_verbatim(&mut server.client(), 0);
+    server.client().line("SET shared archived");
+    let then = pause(&server, &archive, 0);
+    server.client().line("SET later 1");
+    pause(&server, &archive, 0);
+    let (url, at) = (archive.url(), rfc3339(then.from));
+    let arguments = ["restore", "--archive", &url, "--to", "-", "--at", &at];
+    let (code, _, err) = run_cli(&arguments);
+    assert_eq!(code, 2, "{err}");
+    assert!(err.contains("--scratch"), "{err}");
+    let scratch = kind.find().unwrap();
+    let commands = |more: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_perennial"))
+            .args(arguments)
+            .args(["--scratch", scratch.to_str().unwrap()])
+            .args(more)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        output.stdout
+    };
+    let target = kind.start(&[]).unwrap();
+    target.client().line("SET shared own");
+    let answers = piped(&target, &commands(&[]));
+    let errors: Vec<&str> = answers.lines().filter(|it| it.starts_with('-')).collect();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].starts_with("-BUSYKEY"), "{errors:?}");
+    assert_eq!(target.client().line("GET shared").text(), "own");
+    let answers = piped(&target, &commands(&["--force"]));
+    assert!(!answers.contains("\r\n-"), "{answers}");
+    assert_same(&then.digest, &Digest::of(&target.address()));
+}
+
+/// What a server answers to commands.
+#[track_caller]
+fn piped(server: &Server, commands: &[u8]) -> String {
+    let mut connection = TcpStream::connect(server.address()).unwrap();
+    connection.write_all(commands).unwrap();
+    connection.write_all(b"ECHO the-end\r\nQUIT\r\n").unwrap();
+    let mut answers = Vec::new();
+    connection.read_to_end(&mut answers).unwrap();
+    let answers = String::from_utf8_lossy(&answers).into_owned();
+    assert!(answers.contains("the-end"), "{answers}");
+    answers
 }
 
 /// A bit flipped in, or the loss of, any object on the way to a moment: said, and the empty server or folder stays free of
