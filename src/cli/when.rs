@@ -156,17 +156,16 @@ impl Planned {
                 found.position.offset
             ));
         }
-        let bound = match found.next_by {
-            Some(next) => format!(
-                "what is left out came later, the first of it by {next} (receive times; resolution {} ms)",
-                next.0.saturating_sub(found.received_until.0)
+        let (position, from) = (found.position, found.received_until);
+        lines.push(match found.next_by {
+            Some(to) => format!(
+                "{position} stands for every moment from {from} to {to} (receive times; resolution {} ms)",
+                to.0.saturating_sub(from.0)
             ),
-            None => "the archive has nothing later".into(),
-        };
-        lines.push(format!(
-            "{} holds everything received up to {}; {bound}",
-            found.position, found.received_until
-        ));
+            None => format!(
+                "{position} stands for every moment from {from} on: the archive has nothing later"
+            ),
+        });
         lines
     }
 }
