@@ -58,10 +58,9 @@ impl Paused {
     /// A way to name it, at random.
     fn named(&self, random: &mut Random) -> String {
         let at = self.from + random.below(self.to - self.from + 1);
-        match random.below(4) {
+        match random.below(3) {
             0 => format!("offset:{}@{}", self.offset, self.timeline),
             1 => format!("{}@{}", rfc3339(at), self.timeline),
-            2 => format!("{}ms ago", unix_millis() - at),
             _ => rfc3339(at),
         }
     }
