@@ -183,6 +183,15 @@ impl Catalog {
         self.problems.push(format!("{name} is damaged: {why}"));
     }
 
+    /// The same without a snapshot, as if it had never been taken.
+    pub fn without_snapshot(&self, name: &ObjectName) -> Self {
+        let mut other = self.clone();
+        for timeline in other.timelines.values_mut() {
+            timeline.snapshots.retain(|entry| entry.name != *name);
+        }
+        other
+    }
+
     /// The parent, where it is there and older: a cycle cannot be walked.
     fn parent(&self, timeline: &Timeline) -> Option<(&Timeline, Position)> {
         let position = timeline.document.parent?;

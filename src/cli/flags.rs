@@ -42,6 +42,8 @@ pub enum Command {
     Check(Box<CheckArguments>),
     /// Restore the archive to files that a server can start from
     Restore(RestoreArguments),
+    /// Read an archive and say what is damaged or missing; with --drill, prove a restore by restoring
+    Verify(VerifyArguments),
     /// Tell how an archive stands: what can be restored, what is wrong
     Status(ArchiveArguments),
     /// List the timelines, snapshots and segments of an archive
@@ -149,6 +151,71 @@ pub struct RestoreArguments {
     /// Succeed when there is no archive or nothing in it
     #[arg(long, env = "PERENNIAL_IF_ARCHIVE_EXISTS", hide_env_values = true)]
     pub if_archive_exists: bool,
+}
+
+/// `perennial verify`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Without --drill it reads every object and checks documents, names, checksums, and that everything leads on from \
+something. With --drill it also restores into a scratch server, which is thrown away: an earlier snapshot and what \
+came after it must give the same data as a later snapshot, which the master made itself; and latest must be taken \
+without an error. The scratch server must read what the archived one wrote, and needs memory for all its data. What \
+has expired by then cannot be compared any more.
+
+Exit codes: 0 nothing is bad, 1 something is, or it could not be verified, 2 wrong usage.
+
+  perennial verify --archive file:///var/lib/perennial
+  perennial verify --archive file:///var/lib/perennial --drill --scratch /usr/bin/redis-server")]
+pub struct VerifyArguments {
+    /// Where the archive lies
+    #[arg(
+        long,
+        env = "PERENNIAL_ARCHIVE",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub archive: String,
+
+    /// Only what restores of moments since then need: 7d, \"10m ago\" or 2026-01-31T12:00:00Z
+    #[arg(
+        long,
+        env = "PERENNIAL_SINCE",
+        hide_env_values = true,
+        value_name = "WHEN"
+    )]
+    pub since: Option<String>,
+
+    /// Restore into the server of --scratch, and compare
+    #[arg(
+        long,
+        env = "PERENNIAL_DRILL",
+        hide_env_values = true,
+        requires = "scratch"
+    )]
+    pub drill: bool,
+
+    /// With --drill, a redis-server or valkey-server to start, or the URL of an empty master on this machine,
+    /// which is left empty
+    #[arg(
+        long,
+        env = "PERENNIAL_SCRATCH",
+        hide_env_values = true,
+        value_name = "PROGRAM|URL"
+    )]
+    pub scratch: Option<String>,
+
+    /// Write when this last succeeded to a file, for the textfile collector of node_exporter
+    #[arg(
+        long,
+        env = "PERENNIAL_METRICS_FILE",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub metrics_file: Option<PathBuf>,
+
+    /// Print JSON with stable field names
+    #[arg(long, env = "PERENNIAL_JSON", hide_env_values = true)]
+    pub json: bool,
 }
 
 /// `perennial completions`

@@ -13,6 +13,7 @@ pub mod restore;
 pub mod run;
 pub mod shown;
 pub mod status;
+pub mod verify;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -97,6 +98,7 @@ async fn dispatch(command: Command, from_file: &FromFile) -> anyhow::Result<()> 
         }
         Command::Check(arguments) => check::run(*arguments, clock).await,
         Command::Restore(arguments) => restore::run(arguments, clock).await,
+        Command::Verify(arguments) => verify::run(arguments, clock).await,
         Command::Status(arguments) => status::run(&arguments, &*clock).await,
         Command::Ls(arguments) => ls::run(&arguments).await,
         Command::Accept(arguments) => accept::run(&arguments, &*clock).await,

@@ -2,6 +2,8 @@
 
 mod ahead;
 mod door;
+pub mod drill;
+mod fill;
 pub mod mapped;
 mod refusal;
 pub mod rewrite;
@@ -9,3 +11,4 @@ pub mod seeder;
 pub mod source;
 pub mod to_dir;
 pub mod to_replica;
+pub mod verify;

@@ -602,7 +602,7 @@ fn takes_writes(replica: &Info) -> bool {
     replica.number("slave_read_only") == Some(0)
 }
 
-fn applied(info: &Info, end: Offset) -> bool {
+pub(super) fn applied(info: &Info, end: Offset) -> bool {
     info.text("role") == Some("slave")
         && info.text("master_link_status") == Some("up")
         && !info.is_loading()

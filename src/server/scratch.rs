@@ -184,6 +184,8 @@ pub struct Scratch {
     control: Control,
     info: Info,
     own: Option<Own>,
+    /// Settings of a server that was lent, as they were.
+    before: Vec<(&'static str, String)>,
 }
 
 impl Scratch {
@@ -201,6 +203,7 @@ impl Scratch {
             control,
             info,
             own: Some(own),
+            before: Vec::new(),
         })
     }
 
@@ -220,6 +223,7 @@ impl Scratch {
             control,
             info,
             own: None,
+            before: Vec::new(),
         })
     }
 
@@ -271,6 +275,29 @@ impl Scratch {
         }
     }
 
+    /// Changes a setting, until [`Self::close`].
+    ///
+    /// # Errors
+    /// [`ScratchError`].
+    pub async fn set(&mut self, name: &'static str, value: &str) -> Result<(), ScratchError> {
+        let set = self.try_set(name, value).await;
+        set.map_err(|error| self.explained(error))
+    }
+
+    async fn try_set(&mut self, name: &'static str, value: &str) -> Result<(), ControlError> {
+        if self.own.is_none() && self.before.iter().all(|(known, _)| *known != name) {
+            let before = self.control.setting(name).await?.unwrap_or_default();
+            self.before.push((name, before));
+        }
+        let set = [
+            b"CONFIG".as_slice(),
+            b"SET",
+            name.as_bytes(),
+            value.as_bytes(),
+        ];
+        self.control.command(&set).await.map(drop)
+    }
+
     /// Gives an error of the connection the end of the log, where a server of our own has died.
     pub fn explained(&mut self, error: ControlError) -> ScratchError {
         match &mut self.own {
@@ -319,7 +346,17 @@ impl Scratch {
         }
         // Whatever broke the connection that was used so far.
         self.control = Control::connect(&self.address).await?;
-        self.empty().await
+        self.empty().await?;
+        for (name, value) in std::mem::take(&mut self.before) {
+            let set = [
+                b"CONFIG".as_slice(),
+                b"SET",
+                name.as_bytes(),
+                value.as_bytes(),
+            ];
+            self.control.command(&set).await?;
+        }
+        Ok(())
     }
 }
 

@@ -96,6 +96,8 @@ mod status;
 mod check;
 // Servers that are started, or lent, to try a restore: nothing of them stays.
 mod scratch;
+// Verify: every damaged or lost object is found; drills catch what checksums cannot.
+mod verify;
 // Restores that have to change bytes: relative TTLs, HPERSIST.
 mod rewritten;
 // Both killed at any moment, again and again.
