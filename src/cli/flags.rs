@@ -176,7 +176,7 @@ pub struct VerifyArguments {
     )]
     pub archive: String,
 
-    /// Only what restores of moments since then need: 7d, \"10m ago\" or 2026-01-31T12:00:00Z
+    /// Only what restores of moments since then need: 7d, "10m ago" or 2026-01-31T12:00:00Z
     #[arg(
         long,
         env = "PERENNIAL_SINCE",
