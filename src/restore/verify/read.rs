@@ -27,7 +27,7 @@ pub(super) enum Job {
     /// The objects of a snapshot, in order.
     Snapshot(Vec<(ObjectName, u64)>),
     /// A segment, and where others hold the same bytes.
-    Segment(SegmentEntry, Stretches),
+    Segment(SegmentEntry, Box<Stretches>),
 }
 
 impl Job {

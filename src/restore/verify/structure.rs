@@ -29,6 +29,13 @@ pub(super) fn findings(catalog: &Catalog, listed: &[Listed], window: &Window) ->
         }
     }
     let has_objects = catalog.timelines().any(Timeline::has_content);
+    if !has_objects && !listed.is_empty() {
+        findings.push(Finding::warn(
+            "restorable",
+            "nothing has been archived yet",
+            "nothing, if the archive is new: is `perennial run` running?",
+        ));
+    }
     if !catalog.has_data() && has_objects {
         findings.push(Finding::bad(
             "restorable",

@@ -41,7 +41,8 @@ pub(super) fn split(segments: Vec<SegmentEntry>) -> Vec<Job> {
             let inside = shared.range((span.first, Offset::ZERO)..);
             let inside = inside.take_while(|(_, last)| *last <= span.last);
             let stretches = inside.copied().collect();
-            Job::Segment(segment, Stretches::new(stretches, Arc::clone(&seen)))
+            let stretches = Stretches::new(stretches, Arc::clone(&seen));
+            Job::Segment(segment, Box::new(stretches))
         })
         .collect()
 }
