@@ -97,7 +97,14 @@ fn add_snapshot(server: &Server, archive: &Archive) {
 /// The segment of a copy in which `truth` lies, with `lie` in its place: as valid as before.
 fn lie(context: &BlockContext, folder: &Path, truth: &[u8], lie: &[u8]) -> (String, Vec<u8>) {
     for (name, path) in objects_in(folder) {
-        let Some(object @ Object::Segment { span, .. }) = Object::parse(&name) else {
+        let Some(
+            object @ Object::Segment {
+                span,
+                merged: false,
+                ..
+            },
+        ) = Object::parse(&name)
+        else {
             continue;
         };
         let mut reader = SegmentReader::new(&object).unwrap();
