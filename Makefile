@@ -7,6 +7,7 @@ SHELL := bash
 FUZZ_SECONDS ?= 20
 OUTAGE_SECONDS ?= 60
 BIG_MIB ?= 2000
+MINUTES ?= 60
 
 .PHONY: help
 help: ## This list.
@@ -57,6 +58,10 @@ manifests-check: ## What can be known of docker/ and manifests/ without running 
 .PHONY: docker-test
 docker-test: ## docker/compose.yaml for real, with kills; starts an engine where root may.
 	@scripts/docker-test.sh
+
+.PHONY: soak
+soak: ## docker/compose.yaml under load and kills for MINUTES (60), Perennial within 128 MiB; then restored and compared.
+	@scripts/soak.sh "$(MINUTES)"
 
 .PHONY: kubernetes-test
 kubernetes-test: ## The guest book on a real Kubernetes, which it builds once; as root, on Debian.

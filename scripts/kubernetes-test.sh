@@ -17,8 +17,10 @@ network=perennial-kube
 # shellcheck source=scripts/engine.sh
 source scripts/engine.sh
 
+what="the Kubernetes test"
 folder=$(mktemp -d "${TMPDIR:-/tmp}/perennial-kubernetes.XXXXXX")
-writer_pid=
+# shellcheck source=scripts/steps.sh
+source scripts/steps.sh
 reader_pid=
 up=
 
@@ -52,27 +54,7 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-step() { printf '\n== %s\n' "$*"; }
-
-fail() {
-	printf '\nThe Kubernetes test failed: %s\n' "$*" >&2
-	exit 1
-}
-
-until_true() {
-	local what=$1 end=$((SECONDS + patience))
-	shift
-	until "$@" >/dev/null 2>&1; do
-		((SECONDS < end)) || fail "waited $patience seconds in vain until $what"
-		sleep 0.2
-	done
-}
-
-skip() {
-	echo "SKIPPED: the Kubernetes test: $*" >&2
-	[[ ${KUBERNETES_TEST:-} != required ]] || exit 1
-	exit 0
-}
+skip() { skipped "${KUBERNETES_TEST:-}" "$@"; }
 
 [[ $(id -u) == 0 ]] || skip "it wants root"
 for program in docker dockerd ip nsenter jq kubectl apt-get; do
@@ -82,9 +64,7 @@ done
 scripts/kubernetes/build.sh || skip "Kubernetes could not be built"
 
 step "Images"
-started=0
-engine_start || started=$?
-((started == 0)) || skip "no container engine can be started"
+engine_start || skip "no container engine can be started"
 scripts/lab-images.sh
 printf 'FROM scratch\nCOPY pause /pause\nENTRYPOINT ["/pause"]\n' |
 	docker buildx build --quiet --load --tag lab/pause:1 --file - "$KUBE_DIR/src" >/dev/null
@@ -141,24 +121,8 @@ process() {
 restarts() { kube get pod "$(pod)" -o jsonpath='{range .status.containerStatuses[*]}{.name}={.restartCount} {end}'; }
 restarts_of() { kube get pod "$(pod)" -o jsonpath="{.status.containerStatuses[?(@.name==\"$1\")].restartCount}"; }
 ready() { [[ $(kube get pod "$(pod)" -o jsonpath='{.status.conditions[?(@.type=="Ready")].status}') == True ]]; }
-waited() { cat "$folder/waited" 2>/dev/null || echo 0; }
-writes_flow() { (($(waited) > $1 + 20)); }
-
-writes_begin() {
-	rm -f "$folder/waited"
-	# Not by the function: its process would be another one than the writer's.
-	nsenter --net=/run/netns/$network python3 scripts/lab/writer.py "$redis" 6379 --acks 3 --pause 1 --status "$folder/waited" >"$folder/writer.log" &
-	writer_pid=$!
-	until_true "the writer writes" writes_flow 0
-}
-writes_end() {
-	local status=0
-	kill "$writer_pid"
-	wait "$writer_pid" || status=$?
-	writer_pid=
-	echo "writer: $(tail -n 1 "$folder/writer.log")"
-	((status == 0)) || fail "writes were lost, or taken before a seed"
-}
+# Not by the function `inside`: its process would be another one than the writer's.
+hammer() { writes_begin nsenter --net=/run/netns/$network python3 scripts/lab/writer.py "$redis" 6379 --acks 3 --pause 1; }
 
 # after WHAT COMMAND...: does it, which must not return before it has had its effect, and waits until waited writes flow
 # again.
@@ -192,7 +156,7 @@ roll_over() { kube rollout restart deployment/redis-master >/dev/null && kube ro
 step "A writer and a reader that never pause"
 nsenter --net=/run/netns/$network python3 scripts/lab/reader.py "$page/entries" "Ada was here" >"$folder/reader.log" &
 reader_pid=$!
-writes_begin
+hammer
 after "the pod deleted" delete_pod
 after "redis alone killed with kill -9" kill_container master
 after "perennial alone killed with kill -9" kill_container perennial
@@ -211,7 +175,7 @@ inside python3 - "$redis" "$seed_keys" <<-'PYTHON'
 	connection.sendall(b"WAIT 3 60000\r\n")
 	assert int(file.readline()[1:]) >= 3
 PYTHON
-writes_begin
+hammer
 perennial_before=$(restarts_of perennial)
 master_before=$(restarts_of master)
 neighbour=$(process perennial)
