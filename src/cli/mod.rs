@@ -13,6 +13,7 @@ pub mod restore;
 pub mod run;
 pub mod shown;
 pub mod status;
+mod variables;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -25,6 +26,10 @@ use tokio::sync::watch;
 use crate::clock::{Clock, SystemClock};
 use file::FromFile;
 use flags::{Cli, Command, LogFormat};
+
+/// What is logged of the libraries below us. That the machine names no region is said six times where none of them was
+/// needed, and by ourselves where one is.
+const OTHERS: &str = "warn,aws_config::imds::region=error";
 
 /// There is nothing to restore.
 pub const EXIT_NOTHING: u8 = 3;
@@ -57,6 +62,7 @@ pub fn main() -> ExitCode {
         complain(&error);
         return ExitCode::from(2);
     }
+    variables::warn_of_unknown(&Cli::command());
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -139,8 +145,8 @@ fn start_logging(format: LogFormat) -> anyhow::Result<()> {
     }
     // A bare level is ours alone: what HTTP libraries say below a warning is long, and may hold request headers.
     let directives = match wanted.as_str() {
-        "" => "warn,perennial=info".to_owned(),
-        level @ ("info" | "debug" | "trace") => format!("warn,perennial={level}"),
+        "" => format!("{OTHERS},perennial=info"),
+        level @ ("info" | "debug" | "trace") => format!("{OTHERS},perennial={level}"),
         other => other.to_owned(),
     };
     let filter = tracing_subscriber::EnvFilter::try_new(directives)

@@ -231,7 +231,7 @@ async fn open_archive(
             return Err(error.into());
         }
         observed.not_ready(format!("the archive cannot be opened: {error}"));
-        let wait = pace.next(&Said::slow(format!("not ready: {error}")));
+        let wait = pace.next(&Said::of_archive(format!("not ready: {error}"), &error));
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             _ = stop.wait_for(|stop| *stop) => return Ok(None),
@@ -422,9 +422,10 @@ impl Runner {
         let loaded = match loaded {
             Ok(loaded) => loaded,
             Err(error @ CatalogError::Store(_)) => {
-                return Ok(Err(Said::slow(format!(
+                let said = format!(
                     "not ready: the archive cannot be read, so nothing is followed or seeded: {error}"
-                ))));
+                );
+                return Ok(Err(Said::of_archive(said, &error)));
             }
             Err(error) => return Err(error.into()),
         };
@@ -560,6 +561,7 @@ impl Runner {
                 text: format!("{}: {end}", self.options.redis),
                 slow: false,
                 fresh,
+                error: false,
             }),
             FollowEnd::Malformed(_) => {
                 Round::Later(Said::slow(format!("{}: {end}", self.options.redis)))
@@ -627,7 +629,11 @@ impl Runner {
                 self.seeds_failed = 0;
                 self.observed.seeded(true);
                 self.observed.not_ready("seeded; about to be followed");
-                tracing::info!(offset = %end, "seeded: {} is a master again", self.options.redis);
+                tracing::info!(
+                    offset = end.as_u64(),
+                    "seeded: {} is a master again",
+                    self.options.redis
+                );
                 Ok(Round::Again)
             }
             Err(

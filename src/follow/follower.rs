@@ -459,7 +459,7 @@ impl Follower {
         if lane.suspects.is_empty() && (is_head || is_new) {
             return Ok(());
         }
-        tracing::warn!(%timeline, %id, "--seed start-over: this server is the head from now on");
+        tracing::warn!(timeline = timeline.as_u32(), %id, "--seed start-over: this server is the head from now on");
         let document = AcceptedDocument {
             format: DOCUMENT_FORMAT,
             accepted_at: self.clock.unix(),
@@ -503,7 +503,7 @@ impl Follower {
         };
         match reply {
             Reply::Continued { id: new } if new.unwrap_or(id) == id => {
-                tracing::info!(%id, offset = %after, "resumed where the link broke off");
+                tracing::info!(%id, offset = after.as_u64(), "resumed where the link broke off");
                 self.stream(&mut link, stop).await
             }
             // A new id or a full resync: decided anew, from an archive that holds everything received.
@@ -634,7 +634,7 @@ impl Follower {
                 let bytes = to.bytes_since(from);
                 self.report.gap();
                 tracing::warn!(
-                    %id, %timeline, %from, %to, bytes,
+                    %id, timeline = timeline.as_u32(), from = from.as_u64(), to = to.as_u64(), bytes,
                     "gap: the master's backlog no longer held what was missed; moments inside the gap cannot \
                      be restored; taking a new snapshot (a larger repl-backlog-size avoids this)"
                 );
@@ -822,17 +822,17 @@ fn say_new_timeline(
 ) {
     match (suspect, parent) {
         (Some(why), _) => tracing::error!(
-            timeline = %seq, %id, %start,
+            timeline = seq.as_u32(), %id, start = start.as_u64(),
             "suspect timeline: {why}. It is archived but no seed will use it; if this server is right, run \
              `perennial accept {seq} --archive {}`; if not, stop it, remove its dump and append-only files, and \
              start it empty: it is then filled from the head",
             quoted(address)
         ),
         (None, Some(parent)) => {
-            tracing::info!(timeline = %seq, %id, %parent, "following: a child timeline begins");
+            tracing::info!(timeline = seq.as_u32(), %id, %parent, "following: a child timeline begins");
         }
         (None, None) => {
-            tracing::info!(timeline = %seq, %id, %start, "following: a new timeline begins")
+            tracing::info!(timeline = seq.as_u32(), %id, start = start.as_u64(), "following: a new timeline begins")
         }
     }
 }

@@ -372,7 +372,10 @@ impl Follower {
 
     fn accepted(&mut self) {
         if let Some(lane) = &mut self.lane {
-            tracing::info!(timeline = %lane.uploader.context().timeline, "accepted: acknowledging from now on");
+            tracing::info!(
+                timeline = lane.uploader.context().timeline.as_u32(),
+                "accepted: acknowledging from now on"
+            );
             lane.suspects.clear();
             self.report.accepted();
         }
@@ -432,7 +435,11 @@ impl Follower {
         let task = tokio::spawn(async move {
             let fetched = fetch(&redis, options, uploader, encoder, budget, parting, clock);
             let taken = fetched.await?;
-            tracing::info!(offset = %taken.offset, bytes = taken.bytes, "snapshot complete");
+            tracing::info!(
+                offset = taken.offset.as_u64(),
+                bytes = taken.bytes,
+                "snapshot complete"
+            );
             Ok(taken)
         });
         lane.snapshot = SnapshotNeed::Running {

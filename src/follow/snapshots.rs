@@ -428,7 +428,11 @@ impl Feed {
                     Fed::Bytes(bytes, _held) => sink.write(bytes).await?,
                     Fed::End => {
                         let taken = sink.finish(&address, &*clock).await?;
-                        tracing::info!(%offset, bytes = taken.bytes, "snapshot complete");
+                        tracing::info!(
+                            offset = offset.as_u64(),
+                            bytes = taken.bytes,
+                            "snapshot complete"
+                        );
                         return Ok(taken);
                     }
                 }

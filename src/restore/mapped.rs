@@ -178,7 +178,7 @@ async fn create(
         return Err(PrepareError::NumberTaken);
     }
     tracing::info!(
-        timeline = %document.seq, %id, parent = %plan.target, start = %end,
+        timeline = document.seq.as_u32(), %id, parent = %plan.target, start = end.as_u64(),
         "a timeline for a seed with rewritten bytes"
     );
     Ok(id)

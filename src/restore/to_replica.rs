@@ -635,7 +635,7 @@ fn say(address: &str, plan: &Plan, prepared: &Prepared) {
     let tally = prepared.tally;
     if tally.is_changed() {
         tracing::info!(
-            end = %prepared.end,
+            end = prepared.end.as_u64(),
             "{}; so the seed has a replication id of its own, and replicas of the old server get a full resync",
             tally.said(),
         );

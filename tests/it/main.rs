@@ -112,5 +112,8 @@ mod seeds_elsewhere;
 mod encrypted;
 // Metrics, readiness, health, logs without secrets, the file of settings, completions, the unit of systemd.
 mod observed;
+// Ready over a store that hangs, with everything full.
+#[cfg(all(feature = "s3", feature = "gcs"))]
+mod stays_ready;
 // The help, word for word; every flag has its variable.
 mod cli;

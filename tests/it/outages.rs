@@ -80,7 +80,12 @@ impl Place {
         }
     }
 
-    fn breaks(&self, way: Way) {
+    /// Where archives are followed into.
+    pub fn archive(&self) -> &Archive {
+        &self.archive
+    }
+
+    pub fn breaks(&self, way: Way) {
         match (way, &self.server) {
             (Way::Down, _) => self.proxy.down(),
             (Way::Hangs, _) => self.proxy.stall(),
@@ -97,7 +102,7 @@ impl Place {
         }
     }
 
-    fn heals(&self, way: Way) {
+    pub fn heals(&self, way: Way) {
         match (way, &self.server) {
             (Way::Down, _) => self.proxy.up(),
             (Way::Hangs, _) => self.proxy.flow(),

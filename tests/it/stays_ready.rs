@@ -1,0 +1,94 @@
+//! A store that hangs until memory, the spool and the master's backlog are full takes no server out of service: it lives,
+//! and holds the head, whatever will be missing in the archive (decision 29).
+
+use crate::harness::random::Random;
+use crate::harness::{ClientLink, DEADLINE, Perennial, REDIS_7_0, Server, until};
+use crate::observed::Pages;
+use crate::outages::{Place, Way};
+
+/// What the master keeps for who comes back, and as it is told to it.
+const BACKLOG: (&str, u64) = ("256kb", 256 * 1024);
+/// Bytes of a value, and values written before each look.
+const VALUE_BYTES: usize = 16 * 1024;
+const VALUES: usize = 16;
+
+#[test]
+fn a_master_stays_ready_while_the_store_hangs_and_its_backlog_overruns() {
+    let Some(server) = REDIS_7_0.start(&["--repl-backlog-size", BACKLOG.0]) else {
+        return;
+    };
+    let place = Place::s3();
+    let spool = tempfile::tempdir().unwrap();
+    let (mut perennial, pages) = follow_with_little_room(&server, &place, spool.path());
+    let full_syncs = server.info_number("stats", "sync_full");
+
+    place.breaks(Way::Hangs);
+    fill_until_the_master_waits(&server);
+    let ready = || assert!(pages.ready().unwrap().0, "{}", perennial.log());
+    until("the link is closed for want of room", DEADLINE, || {
+        ready();
+        pages.metrics()["perennial_links_closed_full_total"] == 1.0
+    });
+    let received = pages.metrics()["perennial_received_offset"] as u64;
+    until("the backlog lacks what comes next", DEADLINE, || {
+        ready();
+        server.client().line("SET more 1");
+        server.info_number("replication", "repl_backlog_first_byte_offset") > received + 1
+    });
+
+    place.heals(Way::Hangs);
+    until("the gap is behind it", 2 * DEADLINE, || {
+        ready();
+        let metrics = pages.metrics();
+        metrics["perennial_gaps_total"] == 1.0
+            && metrics[r#"perennial_snapshots_total{result="done"}"#] == 2.0
+    });
+    // Looked at and found to be too far: nobody asked the master for what it no longer had. The link and the snapshot.
+    assert_eq!(server.info_number("stats", "sync_full"), full_syncs + 2);
+    server.client().wait_until_stored(DEADLINE);
+    ready();
+    perennial.assert_healthy();
+}
+
+fn follow_with_little_room(
+    server: &Server,
+    place: &Place,
+    spool: &std::path::Path,
+) -> (Perennial, Pages) {
+    let flags = [
+        "--http",
+        "127.0.0.1:0",
+        "--buffer-bytes",
+        "24MiB",
+        "--spool-bytes",
+        "16MiB",
+        "--spool-dir",
+        spool.to_str().unwrap(),
+    ];
+    let perennial = Perennial::follow(server, place.archive(), &flags);
+    let pages = Pages::of(&perennial);
+    pages.until_ready();
+    server.client().wait_until_stored(DEADLINE);
+    (perennial, pages)
+}
+
+/// Writes until the master itself holds more for us than its backlog will.
+#[track_caller]
+fn fill_until_the_master_waits(server: &Server) {
+    let mut client = server.client();
+    let mut random = Random::fixed(29);
+    let mut count = 0;
+    until("the master holds what nobody takes", 2 * DEADLINE, || {
+        let commands: Vec<Vec<Vec<u8>>> = (0..VALUES)
+            .map(|at| {
+                let key = format!("fill:{}", count + at).into_bytes();
+                vec![b"SET".to_vec(), key, random.bytes(VALUE_BYTES)]
+            })
+            .collect();
+        count += VALUES;
+        client.pipeline(&commands).unwrap();
+        let links = ClientLink::of_replicas(server);
+        links.iter().any(|link| link.output_bytes > 2 * BACKLOG.1)
+    });
+    eprintln!("{} MiB were written", (count * VALUE_BYTES) >> 20);
+}
