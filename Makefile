@@ -63,6 +63,10 @@ docker-test: ## docker/compose.yaml for real, with kills; starts an engine where
 soak: ## docker/compose.yaml under load and kills for MINUTES (60), Perennial within 128 MiB; then restored and compared.
 	@scripts/soak.sh "$(MINUTES)"
 
+.PHONY: timings
+timings: ## Prints how long it takes from a start to following, and how long /metrics takes.
+	@scripts/timings.sh
+
 .PHONY: kubernetes-test
 kubernetes-test: ## The guest book on a real Kubernetes, which it builds once; as root, on Debian.
 	@scripts/kubernetes-test.sh

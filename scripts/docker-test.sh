@@ -74,10 +74,14 @@ run_scenario() {
 	step "$1: up"
 	shift
 	local began=$SECONDS
+	if (($# > 0)); then
+		compose "$@" up --detach --wait s3 2>"$folder/up.log" || fail "compose up: the test server for S3"
+	fi
 	compose "$@" up --detach --wait --quiet-pull "${services[@]}" 2>"$folder/up.log" || {
 		cat "$folder/up.log" >&2
 		fail "compose up"
 	}
+	compose "$@" exec -T perennial /usr/local/bin/perennial status | sed -n 1,2p
 	echo "all healthy after $((SECONDS - began)) s"
 
 	step "The guest book is signed; Prometheus scrapes"
@@ -111,5 +115,7 @@ run_scenario() {
 }
 
 run_scenario "The archive in a volume"
+compose --profile s3 down --volumes --timeout 5 >/dev/null 2>&1
+run_scenario "The archive in a bucket of a test server" --env-file docker/s3.env
 echo
 echo "Done after $SECONDS s."

@@ -4,6 +4,8 @@
 # deployment rolled over; then a seed takes minutes. Every write that WAIT answered for must be there afterwards, no write
 # may be taken before a seed, no list shown may lack the entry, and nothing may be restarted because a seed takes long.
 #
+# With SCREENSHOTS=folder and chromium it leaves pictures of the page there. KEEP=1 leaves the cluster running.
+#
 # As root, on Debian. Builds Kubernetes first, where KUBE_DIR (~/.cache/perennial-kube) does not hold it: six minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -99,6 +101,17 @@ lists() { inside curl -sS --max-time 10 "$page/entries" | grep -qF "$1"; }
 sign "Ada was here" | grep -q "in the archive" || fail "the entry was not acknowledged by two replicas and the archive"
 until_true "the list shows the entry" lists "Ada was here"
 
+# screenshot NAME: of the page, into the folder that SCREENSHOTS names, for a person to look at.
+screenshot() {
+	[[ -n ${SCREENSHOTS:-} ]] || return 0
+	mkdir -p "$SCREENSHOTS"
+	inside chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=800,700 \
+		--user-data-dir="$folder/chromium" --screenshot="$(realpath "$SCREENSHOTS")/$1.png" "$page/" >/dev/null 2>&1 ||
+		fail "no screenshot of the page"
+	echo "screenshot: $SCREENSHOTS/$1.png"
+}
+screenshot before
+
 # The pod of the leader, once there is one that is not on its way out.
 pod() {
 	local name
@@ -158,6 +171,7 @@ nsenter --net=/run/netns/$network python3 scripts/lab/reader.py "$page/entries" 
 reader_pid=$!
 hammer
 after "the pod deleted" delete_pod
+screenshot after-the-pod-was-deleted
 after "redis alone killed with kill -9" kill_container master
 after "perennial alone killed with kill -9" kill_container perennial
 after "rolled over" roll_over
@@ -199,6 +213,7 @@ flowing=$(waited)
 until_true "writes flow again" writes_flow "$flowing"
 [[ $(inside python3 -c 'import socket, sys; s = socket.create_connection((sys.argv[1], 6379)); s.sendall(b"EXISTS bulk:0 bulk:" + sys.argv[2].encode() + b"\r\n"); print(s.recv(100).decode().strip())' "$redis" "$((seed_keys - 1))") == :2 ]] ||
 	fail "what was seeded is not complete"
+screenshot after-everything
 writes_end
 
 status=0

@@ -24,7 +24,7 @@ if ! has debian:bookworm-slim && ! docker pull --quiet debian:bookworm-slim >/de
 	}
 	say "debian:bookworm-slim, with debootstrap"
 	rootfs=$(mktemp -d "$PWD/target/rootfs.XXXXXX")
-	trap 'rm -rf "$rootfs"' EXIT
+	trap 'rm -rf --one-file-system "$rootfs"' EXIT
 	debootstrap --variant=minbase bookworm "$rootfs" >"$rootfs.log" 2>&1 || {
 		tail "$rootfs.log" >&2
 		exit 1

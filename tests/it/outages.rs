@@ -30,7 +30,7 @@ const OUTPUT_BUFFER_BYTES_MAX: u64 = 1024 * 1024;
 /// What passes in a second while the store crawls.
 const CRAWL_BYTES_PER_SECOND: u64 = 200;
 /// Until all is stored behind an outage: what hung is given up, and waits have grown.
-const RECOVERY: Duration = Duration::from_secs(180);
+pub const RECOVERY: Duration = Duration::from_secs(180);
 
 /// What is wrong with the store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
