@@ -1,8 +1,10 @@
 //! A store that hangs until memory, the spool and the master's backlog are full takes no server out of service: it lives,
 //! and holds the head, whatever will be missing in the archive (decision 29).
 
+use std::time::Duration;
+
 use crate::harness::random::Random;
-use crate::harness::{ClientLink, DEADLINE, Perennial, REDIS_7_0, Server, until};
+use crate::harness::{ClientLink, DEADLINE, Perennial, REDIS_7_0, Server, holds_for, until};
 use crate::observed::Pages;
 use crate::outages::{Place, RECOVERY, Way};
 
@@ -42,6 +44,11 @@ fn a_master_stays_ready_while_the_store_hangs_and_its_backlog_overruns() {
         ready();
         server.client().line("SET more 1");
         server.info_number("replication", "repl_backlog_first_byte_offset") > received + 1
+    });
+    // It was looked at again meanwhile, and waits for what was received to be stored.
+    holds_for("it is ready", Duration::from_secs(3), || {
+        ready();
+        true
     });
 
     place.heals(Way::Hangs);
