@@ -340,20 +340,10 @@ impl Runner {
             Ok(control) => control,
             Err(error) => return nothing(error.to_string()),
         };
-        let info = match control.info().await {
-            Ok(info) => info,
-            Err(error) => return nothing(error.to_string()),
+        let mut server = match self.ask_server(&mut control).await {
+            Ok(server) => server,
+            Err(said) => return Ok(Looked::Nothing(said)),
         };
-        if info.is_loading() {
-            return nothing(format!("{} is loading its data", self.options.redis));
-        }
-        let (local_ip, same_machine) = (control.local_ip(), control.is_local());
-        let server =
-            match info.server(|host, port| self.seeder.is_us(host, port, local_ip, same_machine)) {
-                Ok(server) => server,
-                Err(error) => return Ok(Looked::Nothing(Said::slow(error.to_string()))),
-            };
-        self.follower.know_server(&info);
         if self.follower.can_resume(&server) {
             return Ok(Looked::Resume);
         }
@@ -375,7 +365,14 @@ impl Runner {
                 "looking at what the server holds, after what was received from it is stored",
             );
         }
-        self.follower.settle().await;
+        if self.follower.progress().is_some() {
+            self.follower.settle().await;
+            // That takes as long as the store does. Meanwhile it may have been promoted by hand, and written to.
+            server = match self.ask_server(&mut control).await {
+                Ok(server) => server,
+                Err(said) => return Ok(Looked::Nothing(said)),
+            };
+        }
         let mut listing = Listing::Later;
         let decided = loop {
             let (looked, loaded) = match self.read_archive(&server, &mut control, listing).await? {
@@ -398,6 +395,22 @@ impl Runner {
             control,
             read_at: now,
         })))
+    }
+
+    /// What the server says of itself; what is said where nothing can be decided about it at the moment.
+    async fn ask_server(&mut self, control: &mut Control) -> Result<Server, Said> {
+        let info = control.info().await;
+        let info = info.map_err(|error| Said::new(error.to_string()))?;
+        if info.is_loading() {
+            let said = format!("{} is loading its data", self.options.redis);
+            return Err(Said::new(said));
+        }
+        let (local_ip, same_machine) = (control.local_ip(), control.is_local());
+        let server = info
+            .server(|host, port| self.seeder.is_us(host, port, local_ip, same_machine))
+            .map_err(|error| Said::slow(error.to_string()))?;
+        self.follower.know_server(&info);
+        Ok(server)
     }
 
     /// Reads the archive and looks at it beside the server; what is said where neither works at the moment.

@@ -65,7 +65,7 @@ impl Pages {
     }
 
     #[track_caller]
-    fn until_not_ready(&self, why: &str) {
+    pub(crate) fn until_not_ready(&self, why: &str) {
         until(&format!("it is not ready: {why}"), DEADLINE, || {
             let (ready, body) = self.ready()?;
             (!ready && body["reason"].as_str()?.contains(why)).then_some(())

@@ -1,10 +1,13 @@
 //! A store that hangs until memory, the spool and the master's backlog are full takes no server out of service: it lives,
-//! and holds the head, whatever will be missing in the archive (decision 29).
+//! and holds the head, whatever will be missing in the archive (decision 29). And a server that a person makes a master
+//! while the store hangs is looked at anew when it goes on.
 
 use std::time::Duration;
 
 use crate::harness::random::Random;
-use crate::harness::{ClientLink, DEADLINE, Perennial, REDIS_7_0, Server, holds_for, until};
+use crate::harness::{
+    BornAsReplica, ClientLink, DEADLINE, Perennial, REDIS_7_0, Server, holds_for, until,
+};
 use crate::observed::Pages;
 use crate::outages::{Place, RECOVERY, Way};
 
@@ -62,6 +65,41 @@ fn a_master_stays_ready_while_the_store_hangs_and_its_backlog_overruns() {
     server.client().wait_until_stored(DEADLINE);
     ready();
     perennial.assert_healthy();
+}
+
+/// As docs/operations.md says, where the bucket is down and Redis must start now.
+#[test]
+fn a_server_that_is_promoted_by_hand_while_the_store_hangs_is_looked_at_anew() {
+    let place = Place::s3();
+    let Some(mut born) = BornAsReplica::start(REDIS_7_0, place.archive()) else {
+        return;
+    };
+    born.follow_with(place.archive(), &["--http", "127.0.0.1:0"]);
+    let pages = Pages::of(&born.perennial);
+    pages.until_ready();
+    born.server.client().line("SET before 1");
+    born.server.client().wait_until_stored(DEADLINE);
+
+    place.breaks(Way::Hangs);
+    born.server.client().line("SET on-its-way 1");
+    until("it is received", DEADLINE, || {
+        pages.metrics()["perennial_durable_lag_bytes"] > 0.0
+    });
+    born.server.kill();
+    born.server.remove_dump();
+    born.server.start_again();
+    pages.until_not_ready("after what was received from it is stored");
+    assert!(!born.server.is_master());
+    born.server.client().line("REPLICAOF NO ONE");
+    born.server.client().line("SET by-hand 1");
+
+    place.heals(Way::Hangs);
+    pages.until_not_ready("suspect");
+    assert_eq!(born.server.client().line("GET by-hand").text(), "1");
+    let folder = place.archive().restore("head", &[]);
+    let restored = REDIS_7_0.start_on(&folder).unwrap();
+    assert_eq!(restored.client().line("GET on-its-way").text(), "1");
+    born.perennial.assert_healthy();
 }
 
 fn follow_with_little_room(
