@@ -3,12 +3,13 @@
 
     same.py HOST:PORT HOST:PORT
 
-Keys that expire at the same moment or have done so meanwhile are no difference. Exit 1 where something else differs.
+Keys that have expired by the end of it are no difference. Exit 1 where something else differs.
 """
 
 import hashlib
 import json
 import sys
+import time
 
 from writer import Connection, Refused
 
@@ -21,6 +22,8 @@ READ = {
     b"stream": lambda key: ("XRANGE", key, "-", "+"),
 }
 SHOWN = 5
+# The expiry of what never does.
+LASTS = -1
 
 
 class Server(Connection):
@@ -71,13 +74,14 @@ class Server(Connection):
 
 def main():
     first, second = (Server(address).digests() for address in sys.argv[1:3])
-    # What expires may be gone on one side, and not yet on the other.
-    lasting = [{key: value for key, value in side.items() if value[1] == -1} for side in (first, second)]
-    different = sorted(key for key in lasting[0].keys() | lasting[1].keys() if first.get(key) != second.get(key))
-    both = [key for key in first.keys() & second.keys() if first[key][1] != -1]
-    different += sorted(key for key in both if first[key] != second[key])
-    digest = hashlib.sha256(json.dumps(sorted(lasting[0].items())).encode()).hexdigest()
-    print(json.dumps({"keys": [len(first), len(second)], "expiring": len(both), "different": len(different),
+    now = time.time() * 1000
+    # What has expired by now may be gone on one side, or have gone while it was read.
+    alive = [{key: value for key, value in side.items() if value[1] == LASTS or value[1] > now} for side in (first, second)]
+    different = sorted(key for key in alive[0].keys() | alive[1].keys() if alive[0].get(key) != alive[1].get(key))
+    expiring = sum(1 for value in alive[0].values() if value[1] != LASTS)
+    lasting = sorted((key, value) for key, value in alive[0].items() if value[1] == LASTS)
+    digest = hashlib.sha256(json.dumps(lasting).encode()).hexdigest()
+    print(json.dumps({"keys": [len(side) for side in alive], "expiring": expiring, "different": len(different),
                       "first_of_them": different[:SHOWN], "digest": digest}))
     sys.exit(1 if different or not first else 0)
 
