@@ -123,6 +123,8 @@ wait "$load_pid" || fail "the load failed"
 load_pid=
 writes_end
 measure
+echo "perennial: $(memory)"
+((out_of_memory == 0)) || fail "the container ran out of memory"
 
 step "Restored by files, and compared"
 python3 scripts/lab/writer.py 127.0.0.1 "$REDIS_PORT" --acks 2 --once
@@ -136,6 +138,4 @@ python3 scripts/lab/same.py "127.0.0.1:$REDIS_PORT" "$address:6379" || fail "wha
 docker exec "$(container_of perennial)" /usr/local/bin/perennial status --archive file:///var/lib/perennial/archive | tail -n 4
 
 echo
-echo "perennial: $(memory)"
-((out_of_memory == 0)) || fail "the container ran out of memory"
 echo "Done after $(((SECONDS - began) / 60)) min: killed redis ${kills[redis]} times, perennial ${kills[perennial]} times."
