@@ -46,6 +46,8 @@ pub enum Command {
     Status(ArchiveArguments),
     /// List the timelines, snapshots and segments of an archive
     Ls(ArchiveArguments),
+    /// Tell what a snapshot or a dump file holds: keys by type, the biggest, prefixes, one value
+    Inspect(InspectArguments),
     /// Make a suspect timeline the head, so that seeds use it
     Accept(AcceptArguments),
     /// Print completions for a shell
@@ -65,6 +67,93 @@ pub struct ArchiveArguments {
         value_name = "URL"
     )]
     pub archive: String,
+
+    /// Print JSON with stable field names
+    #[arg(long, env = "PERENNIAL_JSON", hide_env_values = true)]
+    pub json: bool,
+}
+
+/// `perennial inspect`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Of an archive it reads the snapshot with which a restore of that moment begins; writes that came after it are not \
+in there. Sizes are what a key takes in the dump, where texts may be compressed. Names are shown with \\xNN for bytes \
+that are not text and \\\\ for a backslash, and --key takes them so. Memory does not depend on the dump, but for the \
+one value of --key.
+
+A type that is not known here (of a newer server, for example) ends the reading with an error; backups and restores do \
+not depend on it.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no snapshot or no such key.")]
+pub struct InspectArguments {
+    /// Where the archive lies: file:///absolute/directory, s3://bucket/prefix?region=… or gs://bucket/prefix
+    #[arg(
+        long,
+        env = "PERENNIAL_ARCHIVE",
+        hide_env_values = true,
+        value_name = "URL",
+        required_unless_present = "file"
+    )]
+    pub archive: Option<String>,
+
+    /// A dump file (dump.rdb) instead of an archive
+    #[arg(
+        long,
+        env = "PERENNIAL_FILE",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub file: Option<PathBuf>,
+
+    /// Which moment of the archive, as `perennial restore` takes it
+    #[arg(
+        long,
+        env = "PERENNIAL_AT",
+        hide_env_values = true,
+        default_value = "latest",
+        value_name = "WHEN"
+    )]
+    pub at: String,
+
+    /// How many of the biggest keys and of the heaviest prefixes are shown
+    #[arg(
+        long,
+        env = "PERENNIAL_TOP",
+        hide_env_values = true,
+        default_value = "10",
+        value_parser = clap::value_parser!(u16).range(..=10_000),
+        value_name = "COUNT"
+    )]
+    pub top: u16,
+
+    /// What ends the prefix of a name
+    #[arg(
+        long,
+        env = "PERENNIAL_PREFIX_SEPARATOR",
+        hide_env_values = true,
+        default_value = ":",
+        value_name = "TEXT"
+    )]
+    pub prefix_separator: String,
+
+    /// Show this key and its value, and nothing else
+    #[arg(
+        long,
+        env = "PERENNIAL_KEY",
+        hide_env_values = true,
+        value_name = "KEY"
+    )]
+    pub key: Option<String>,
+
+    /// The database of --key
+    #[arg(
+        long,
+        env = "PERENNIAL_DATABASE",
+        hide_env_values = true,
+        default_value = "0",
+        value_name = "NUMBER"
+    )]
+    pub database: u64,
 
     /// Print JSON with stable field names
     #[arg(long, env = "PERENNIAL_JSON", hide_env_values = true)]

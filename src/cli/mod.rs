@@ -5,6 +5,7 @@ pub mod check;
 pub mod file;
 pub mod flags;
 mod heap;
+pub mod inspect;
 pub mod ls;
 pub mod observe;
 mod pace;
@@ -99,6 +100,7 @@ async fn dispatch(command: Command, from_file: &FromFile) -> anyhow::Result<()> 
         Command::Restore(arguments) => restore::run(arguments, clock).await,
         Command::Status(arguments) => status::run(&arguments, &*clock).await,
         Command::Ls(arguments) => ls::run(&arguments).await,
+        Command::Inspect(arguments) => inspect::run(arguments, clock).await,
         Command::Accept(arguments) => accept::run(&arguments, &*clock).await,
         Command::Completions(arguments) => {
             shown::completions(&arguments);

@@ -132,7 +132,7 @@ fn say_restored(planned: &Plan, restored: &to_dir::Restored, json: bool) {
     }
 }
 
-fn is_missing(error: &CatalogError) -> bool {
+pub(super) fn is_missing(error: &CatalogError) -> bool {
     match error {
         CatalogError::Missing { .. } => true,
         // `run` makes a folder at its first start, but no bucket: a missing one is a wrong address, and whoever starts
@@ -159,7 +159,7 @@ fn nothing(arguments: &RestoreArguments, message: String) -> anyhow::Result<()> 
 }
 
 /// Looks into the end of the timeline that is asked for, and plans.
-async fn plan_for(
+pub(super) async fn plan_for(
     at: When,
     mut loaded: Loaded,
     store: &dyn Store,
@@ -201,7 +201,7 @@ async fn plan_for(
 
 /// `--at`, as typed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum When {
+pub(super) enum When {
     Latest,
     Timeline(TimelineSeq),
     Offset(Offset, Option<TimelineSeq>),

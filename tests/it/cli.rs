@@ -8,13 +8,14 @@ use crate::harness::run_cli;
 #[test]
 fn help_teaches() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cli");
-    let calls: [(&str, &[&str]); 9] = [
+    let calls: [(&str, &[&str]); 10] = [
         ("help", &["--help"]),
         ("run", &["run", "--help"]),
         ("check", &["check", "--help"]),
         ("restore", &["restore", "--help"]),
         ("status", &["status", "--help"]),
         ("ls", &["ls", "--help"]),
+        ("inspect", &["inspect", "--help"]),
         ("accept", &["accept", "--help"]),
         ("completions", &["completions", "--help"]),
         ("man", &["man", "--help"]),
@@ -40,7 +41,9 @@ fn help_teaches() {
 /// Every flag can be set by the environment, and says by which name.
 #[test]
 fn every_flag_names_its_variable() {
-    for call in ["run", "check", "restore", "status", "ls", "accept"] {
+    for call in [
+        "run", "check", "restore", "status", "ls", "inspect", "accept",
+    ] {
         let (_, out, _) = run_cli(&[call, "--help"]);
         for flag in out
             .split_whitespace()

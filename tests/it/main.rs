@@ -92,6 +92,8 @@ mod bad_input;
 mod costs;
 // What status and ls say.
 mod status;
+// What inspect tells of dumps and archives.
+mod inspect;
 // The doctor: what check finds on servers and stores, and that it leaves them as they were.
 mod check;
 // Restores that have to change bytes: relative TTLs, HPERSIST.
