@@ -412,6 +412,24 @@ fn of_a_long_name_the_beginning_is_kept() {
     );
 }
 
+/// More compressed bytes than are kept, which become more than the length that they claim.
+#[test]
+fn a_long_compressed_name_is_not_longer_than_it_says() {
+    let compressed = [&[0, b'n'][..], &[0xe0, 255, 0].repeat(30_000)].concat();
+    let stored = u32::try_from(compressed.len()).unwrap();
+    let dump = Dump::redis(11)
+        .raw(&[0, 0xc3, 0x80])
+        .raw(&stored.to_be_bytes())
+        .raw(&[5])
+        .raw(&compressed)
+        .text(b"v")
+        .end();
+    assert!(matches!(
+        whole(&dump).1,
+        Err(ScanError::Damaged { at: 17, .. })
+    ));
+}
+
 #[test]
 fn integers_are_names_too() {
     let dump = Dump::redis(11)

@@ -262,7 +262,8 @@ impl Walk {
         let expanded = lzf::expand(&self.compressed, NAME_BYTES_MAX, &mut kept.text);
         let complete = self.compressed.len() as u64 == stored;
         let expected = kept.whole.min(NAME_BYTES_MAX as u64);
-        if expanded.is_err() || (complete && kept.text.len() as u64 != expected) {
+        let length = kept.text.len() as u64;
+        if expanded.is_err() || length > expected || (complete && length < expected) {
             return Err(ScanError::Damaged {
                 at: keeping.at,
                 what: "a compressed text does not expand to what it says",
