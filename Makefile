@@ -7,6 +7,9 @@ SHELL := bash
 FUZZ_SECONDS ?= 20
 OUTAGE_SECONDS ?= 60
 BIG_MIB ?= 2000
+UPKEEP_HOURS ?= 2000
+TRAVEL_SECONDS ?= 300
+MINUTES ?= 60
 
 .PHONY: help
 help: ## This list.
@@ -45,10 +48,22 @@ big: servers ## A snapshot of BIG_MIB (2000) through each store, up and down, wi
 	PERENNIAL_SNAPSHOT_MIB=$(BIG_MIB) cargo nextest run --features faulty --test it --test-threads 1 --no-fail-fast \
 		--success-output final -E 'test(/^large_snapshots::/)'
 
+.PHONY: travel
+travel: servers ## Restores random moments of a life of TRAVEL_SECONDS (300) on each server, to files and into servers.
+	PERENNIAL_TRAVEL_SECONDS=$(TRAVEL_SECONDS) cargo nextest run --features faulty --test it --test-threads 1 \
+		--no-fail-fast --success-output final -E 'test(/^travel::any_moment/)'
+
 .PHONY: store-failures
 store-failures: servers ## Each request to S3 and Google's store goes wrong in each way: half an hour.
 	PERENNIAL_STORE_FAILURES=all cargo nextest run --features faulty --test it --no-fail-fast --success-output final \
 		-E 'test(/^store_failures::/)'
+
+.PHONY: upkeep
+upkeep: ## Two that keep one archive for UPKEEP_HOURS (2000) simulated hours, and a week of a segment a second: minutes.
+	PERENNIAL_UPKEEP_HOURS=$(UPKEEP_HOURS) cargo nextest run --features faulty --lib --no-fail-fast \
+		--success-output final -E 'test(two_that_keep_one_archive)'
+	PERENNIAL_UPKEEP_HOURS=168 cargo nextest run --features faulty --lib --no-fail-fast --success-output final \
+		-E 'test(a_week_stays_small)'
 
 .PHONY: manifests-check
 manifests-check: ## What can be known of docker/ and manifests/ without running them.
@@ -57,6 +72,14 @@ manifests-check: ## What can be known of docker/ and manifests/ without running 
 .PHONY: docker-test
 docker-test: ## docker/compose.yaml for real, with kills; starts an engine where root may.
 	@scripts/docker-test.sh
+
+.PHONY: soak
+soak: ## docker/compose.yaml under load and kills for MINUTES (60), Perennial within 128 MiB; then restored and compared.
+	@scripts/soak.sh "$(MINUTES)"
+
+.PHONY: timings
+timings: ## Prints how long it takes from a start to following, and how long /metrics takes.
+	@scripts/timings.sh
 
 .PHONY: kubernetes-test
 kubernetes-test: ## The guest book on a real Kubernetes, which it builds once; as root, on Debian.

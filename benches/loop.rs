@@ -30,30 +30,13 @@ use perennial::store::fs::FsStore;
 #[path = "common/mod.rs"]
 mod common;
 
-/// What the bench needs of the harness of the end-to-end tests.
+#[path = "common/harness.rs"]
 #[allow(
     dead_code,
     unused_imports,
     reason = "made for the tests, which need more of it"
 )]
-#[path = "../tests/it/harness"]
-mod harness {
-    pub mod archive;
-    pub mod client;
-    pub mod perennial;
-    pub mod port;
-    pub mod process;
-    pub mod random;
-    pub mod servers;
-    pub mod until;
-
-    pub use archive::Archive;
-    pub use client::{Client, Value};
-    pub use perennial::{Perennial, run_cli, run_cli_with};
-    pub use port::Port;
-    pub use servers::{Kind, REDIS_7_0, Server};
-    pub use until::{DEADLINE, until};
-}
+mod harness;
 
 use common::{
     cpu_seconds, cpu_seconds_of, cpu_seconds_of_server, fill, resident_mib, row, row_alone,

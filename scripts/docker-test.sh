@@ -6,24 +6,20 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 readonly patience=120 # seconds that any one step may take
+what="the container test"
+folder=$(mktemp -d "${TMPDIR:-/tmp}/perennial-docker.XXXXXX")
 # shellcheck source=scripts/engine.sh
 source scripts/engine.sh
-
-folder=$(mktemp -d "${TMPDIR:-/tmp}/perennial-docker.XXXXXX")
-project=perennial-test-$$
-writer_pid=
-
-compose() { docker compose --project-name "$project" --file docker/compose.yaml "$@"; }
+# shellcheck source=scripts/steps.sh
+source scripts/steps.sh
+# shellcheck source=scripts/compose.sh
+source scripts/compose.sh
 
 clean_up() {
 	local status=$?
 	trap - EXIT INT TERM
-	if ((status != 0)) && [[ -n $writer_pid ]]; then
-		echo "The last lines of every container:" >&2
-		compose logs --tail 15 >&2 2>/dev/null || true
-	fi
 	[[ -z $writer_pid ]] || kill -9 "$writer_pid" 2>/dev/null || true
-	compose --profile s3 down --volumes --timeout 5 >/dev/null 2>&1 || true
+	compose_end "$status"
 	engine_stop
 	rm -rf "$folder"
 	exit "$status"
@@ -31,24 +27,6 @@ clean_up() {
 trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
-
-step() { printf '\n== %s\n' "$*"; }
-
-fail() {
-	printf '\nThe container test failed: %s\n' "$*" >&2
-	exit 1
-}
-
-until_true() {
-	local what=$1 end=$((SECONDS + patience))
-	shift
-	until "$@" >/dev/null 2>&1; do
-		((SECONDS < end)) || fail "waited $patience seconds in vain until $what"
-		sleep 0.1
-	done
-}
-
-free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
 # query EXPRESSION: the values that Prometheus has for it, one per line.
 query() {
@@ -79,53 +57,16 @@ for panel in json.load(open("manifests/components/dashboard/perennial.json"))["p
 	echo "the dashboard: $asked expressions, each with a value"
 }
 
-process_of() { docker inspect --format '{{.State.Pid}}' "$(compose ps --quiet "$1")"; }
-restarts_of() { docker inspect --format '{{.RestartCount}}' "$(compose ps --quiet "$1")"; }
-restarted() { (($(restarts_of "$1") > $2)); }
-healthy() { [[ $(docker inspect --format '{{.State.Health.Status}}' "$(compose ps --quiet "$1")") == healthy ]]; }
-
-# As the kernel ends a process for want of memory: the engine is not asked, and its restart policy acts.
-kill_process() {
-	local before
-	before=$(restarts_of "$1")
-	kill -9 "$(process_of "$1")"
-	until_true "$1 is started again" restarted "$1" "$before"
-	until_true "$1 is healthy" healthy "$1"
-}
-
 page() { curl -sS --max-time 10 "http://127.0.0.1:$GUESTBOOK_PORT$1"; }
 sign() { curl -sS --max-time 20 --location --data-urlencode "entry=$1" "http://127.0.0.1:$GUESTBOOK_PORT/entries"; }
 page_shows() { page /entries | grep -qF "$1"; }
 
-writes_begin() {
-	python3 scripts/lab/writer.py 127.0.0.1 "$REDIS_PORT" --acks 2 --pause 2 >"$folder/writer.log" &
-	writer_pid=$!
-	until_true "the writer writes" grep -q writing "$folder/writer.log"
-}
-writes_end() {
-	local status=0
-	kill "$writer_pid"
-	wait "$writer_pid" || status=$?
-	writer_pid=
-	tail -n 1 "$folder/writer.log"
-	((status == 0)) || fail "writes were lost, or taken before a seed"
-}
+hammer() { writes_begin python3 scripts/lab/writer.py 127.0.0.1 "$REDIS_PORT" --acks 2 --pause 2; }
 
-started=0
-engine_start || started=$?
-if ((started != 0)); then
-	echo "SKIPPED: the container test: no container engine runs, and none can be started (root, and apt-get install docker.io)" >&2
-	[[ ${DOCKER_TEST:-} != required ]] || exit 1
-	exit 0
-fi
+engine_start || skipped "${DOCKER_TEST:-}" "no container engine runs, and none can be started (root, and apt-get install docker.io)"
 
 step "Images"
-scripts/lab-images.sh
-export PERENNIAL_IMAGE=lab/perennial:1 GUESTBOOK_IMAGE=lab/guestbook:1 REDIS_IMAGE=lab/redis:1 PROMETHEUS_IMAGE=lab/prometheus:1 S3_IMAGE=lab/moto:1
-REDIS_PORT=$(free_port) GUESTBOOK_PORT=$(free_port) PROMETHEUS_PORT=$(free_port)
-export REDIS_PORT GUESTBOOK_PORT PROMETHEUS_PORT
-docker run --rm "$PERENNIAL_IMAGE" --version
-echo "perennial's image, compressed: $(($(docker save "$PERENNIAL_IMAGE" | gzip -1 | wc -c) / 1000000)) MB (with this base)"
+compose_images
 
 services=(pod perennial redis redis-replica guestbook prometheus)
 # Grafana's image cannot be built from Debian: scripts/manifests-check.sh looks at its files.
@@ -133,10 +74,14 @@ run_scenario() {
 	step "$1: up"
 	shift
 	local began=$SECONDS
+	if (($# > 0)); then
+		compose "$@" up --detach --wait s3 2>"$folder/up.log" || fail "compose up: the test server for S3"
+	fi
 	compose "$@" up --detach --wait --quiet-pull "${services[@]}" 2>"$folder/up.log" || {
 		cat "$folder/up.log" >&2
 		fail "compose up"
 	}
+	compose "$@" exec -T perennial /usr/local/bin/perennial status | sed -n 1,2p
 	echo "all healthy after $((SECONDS - began)) s"
 
 	step "The guest book is signed; Prometheus scrapes"
@@ -146,7 +91,7 @@ run_scenario() {
 	until_true "Prometheus knows that it is ready" holds 'perennial_ready == 1'
 
 	step "Writes without a pause; redis is killed with kill -9, twice; then Perennial"
-	writes_begin
+	hammer
 	until_true "the durable offset moves" holds 'delta(perennial_durable_offset[30s]) > 0'
 	kill_process redis
 	page_shows "Ada was here" || fail "the entry is gone"
@@ -161,7 +106,7 @@ run_scenario() {
 	echo "perennial: $(docker stats --no-stream --format '{{.MemUsage}}' "$(compose ps --quiet perennial)")"
 
 	step "Everything is stopped, in order, and started again"
-	writes_begin
+	hammer
 	compose "$@" stop "${services[@]}" >/dev/null 2>&1
 	compose "$@" up --detach --wait "${services[@]}" >/dev/null 2>&1 || fail "compose up, the second time"
 	writes_end
@@ -170,5 +115,7 @@ run_scenario() {
 }
 
 run_scenario "The archive in a volume"
+compose --profile s3 down --volumes --timeout 5 >/dev/null 2>&1
+run_scenario "The archive in a bucket of a test server" --env-file docker/s3.env
 echo
 echo "Done after $SECONDS s."

@@ -4,6 +4,8 @@
 # deployment rolled over; then a seed takes minutes. Every write that WAIT answered for must be there afterwards, no write
 # may be taken before a seed, no list shown may lack the entry, and nothing may be restarted because a seed takes long.
 #
+# With SCREENSHOTS=folder and chromium it leaves pictures of the page there. KEEP=1 leaves the cluster running.
+#
 # As root, on Debian. Builds Kubernetes first, where KUBE_DIR (~/.cache/perennial-kube) does not hold it: six minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,8 +19,10 @@ network=perennial-kube
 # shellcheck source=scripts/engine.sh
 source scripts/engine.sh
 
+what="the Kubernetes test"
 folder=$(mktemp -d "${TMPDIR:-/tmp}/perennial-kubernetes.XXXXXX")
-writer_pid=
+# shellcheck source=scripts/steps.sh
+source scripts/steps.sh
 reader_pid=
 up=
 
@@ -52,27 +56,7 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-step() { printf '\n== %s\n' "$*"; }
-
-fail() {
-	printf '\nThe Kubernetes test failed: %s\n' "$*" >&2
-	exit 1
-}
-
-until_true() {
-	local what=$1 end=$((SECONDS + patience))
-	shift
-	until "$@" >/dev/null 2>&1; do
-		((SECONDS < end)) || fail "waited $patience seconds in vain until $what"
-		sleep 0.2
-	done
-}
-
-skip() {
-	echo "SKIPPED: the Kubernetes test: $*" >&2
-	[[ ${KUBERNETES_TEST:-} != required ]] || exit 1
-	exit 0
-}
+skip() { skipped "${KUBERNETES_TEST:-}" "$@"; }
 
 [[ $(id -u) == 0 ]] || skip "it wants root"
 for program in docker dockerd ip nsenter jq kubectl apt-get; do
@@ -82,9 +66,7 @@ done
 scripts/kubernetes/build.sh || skip "Kubernetes could not be built"
 
 step "Images"
-started=0
-engine_start || started=$?
-((started == 0)) || skip "no container engine can be started"
+engine_start || skip "no container engine can be started"
 scripts/lab-images.sh
 printf 'FROM scratch\nCOPY pause /pause\nENTRYPOINT ["/pause"]\n' |
 	docker buildx build --quiet --load --tag lab/pause:1 --file - "$KUBE_DIR/src" >/dev/null
@@ -119,6 +101,17 @@ lists() { inside curl -sS --max-time 10 "$page/entries" | grep -qF "$1"; }
 sign "Ada was here" | grep -q "in the archive" || fail "the entry was not acknowledged by two replicas and the archive"
 until_true "the list shows the entry" lists "Ada was here"
 
+# screenshot NAME: of the page, into the folder that SCREENSHOTS names, for a person to look at.
+screenshot() {
+	[[ -n ${SCREENSHOTS:-} ]] || return 0
+	mkdir -p "$SCREENSHOTS"
+	inside chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=800,700 \
+		--user-data-dir="$folder/chromium" --screenshot="$(realpath "$SCREENSHOTS")/$1.png" "$page/" >/dev/null 2>&1 ||
+		fail "no screenshot of the page"
+	echo "screenshot: $SCREENSHOTS/$1.png"
+}
+screenshot before
+
 # The pod of the leader, once there is one that is not on its way out.
 pod() {
 	local name
@@ -141,24 +134,8 @@ process() {
 restarts() { kube get pod "$(pod)" -o jsonpath='{range .status.containerStatuses[*]}{.name}={.restartCount} {end}'; }
 restarts_of() { kube get pod "$(pod)" -o jsonpath="{.status.containerStatuses[?(@.name==\"$1\")].restartCount}"; }
 ready() { [[ $(kube get pod "$(pod)" -o jsonpath='{.status.conditions[?(@.type=="Ready")].status}') == True ]]; }
-waited() { cat "$folder/waited" 2>/dev/null || echo 0; }
-writes_flow() { (($(waited) > $1 + 20)); }
-
-writes_begin() {
-	rm -f "$folder/waited"
-	# Not by the function: its process would be another one than the writer's.
-	nsenter --net=/run/netns/$network python3 scripts/lab/writer.py "$redis" 6379 --acks 3 --pause 1 --status "$folder/waited" >"$folder/writer.log" &
-	writer_pid=$!
-	until_true "the writer writes" writes_flow 0
-}
-writes_end() {
-	local status=0
-	kill "$writer_pid"
-	wait "$writer_pid" || status=$?
-	writer_pid=
-	echo "writer: $(tail -n 1 "$folder/writer.log")"
-	((status == 0)) || fail "writes were lost, or taken before a seed"
-}
+# Not by the function `inside`: its process would be another one than the writer's.
+hammer() { writes_begin nsenter --net=/run/netns/$network python3 scripts/lab/writer.py "$redis" 6379 --acks 3 --pause 1; }
 
 # after WHAT COMMAND...: does it, which must not return before it has had its effect, and waits until waited writes flow
 # again.
@@ -192,8 +169,9 @@ roll_over() { kube rollout restart deployment/redis-master >/dev/null && kube ro
 step "A writer and a reader that never pause"
 nsenter --net=/run/netns/$network python3 scripts/lab/reader.py "$page/entries" "Ada was here" >"$folder/reader.log" &
 reader_pid=$!
-writes_begin
+hammer
 after "the pod deleted" delete_pod
+screenshot after-the-pod-was-deleted
 after "redis alone killed with kill -9" kill_container master
 after "perennial alone killed with kill -9" kill_container perennial
 after "rolled over" roll_over
@@ -211,7 +189,7 @@ inside python3 - "$redis" "$seed_keys" <<-'PYTHON'
 	connection.sendall(b"WAIT 3 60000\r\n")
 	assert int(file.readline()[1:]) >= 3
 PYTHON
-writes_begin
+hammer
 perennial_before=$(restarts_of perennial)
 master_before=$(restarts_of master)
 neighbour=$(process perennial)
@@ -235,6 +213,7 @@ flowing=$(waited)
 until_true "writes flow again" writes_flow "$flowing"
 [[ $(inside python3 -c 'import socket, sys; s = socket.create_connection((sys.argv[1], 6379)); s.sendall(b"EXISTS bulk:0 bulk:" + sys.argv[2].encode() + b"\r\n"); print(s.recv(100).decode().strip())' "$redis" "$((seed_keys - 1))") == :2 ]] ||
 	fail "what was seeded is not complete"
+screenshot after-everything
 writes_end
 
 status=0

@@ -24,7 +24,7 @@ if ! has debian:bookworm-slim && ! docker pull --quiet debian:bookworm-slim >/de
 	}
 	say "debian:bookworm-slim, with debootstrap"
 	rootfs=$(mktemp -d "$PWD/target/rootfs.XXXXXX")
-	trap 'rm -rf "$rootfs"' EXIT
+	trap 'rm -rf --one-file-system "$rootfs"' EXIT
 	debootstrap --variant=minbase bookworm "$rootfs" >"$rootfs.log" 2>&1 || {
 		tail "$rootfs.log" >&2
 		exit 1
@@ -47,11 +47,11 @@ if ! has lab/moto:1; then
 fi
 
 if [[ -n ${PERENNIAL:-} ]]; then
-	install -D "$PERENNIAL" dist/perennial
+	install -D --strip "$PERENNIAL" dist/perennial
 elif [[ ! -x dist/perennial || -n $(find src Cargo.toml Cargo.lock -newer dist/perennial -print -quit) ]]; then
 	say "building perennial (dist/perennial keeps it)"
 	cargo build --release --locked --bin perennial
-	install -D "${CARGO_TARGET_DIR:-target}/release/perennial" dist/perennial
+	install -D --strip "${CARGO_TARGET_DIR:-target}/release/perennial" dist/perennial
 fi
 build lab/perennial:1 -f docker/Dockerfile --build-arg BIN=prebuilt --build-arg "REVISION=$(git rev-parse HEAD 2>/dev/null || echo unknown)" .
 build lab/guestbook:1 --build-arg PYTHON=lab/python:1 docker/guestbook

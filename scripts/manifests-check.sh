@@ -68,6 +68,7 @@ if tool kubectl; then
 				components:
 				  - components/$adopted
 				  - components/sidecar-$sidecar
+				  - components/verify
 				  - components/archive-local
 				  - components/network-policy
 				  - components/dashboard

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::archive::retention::Policy as KeepPolicy;
 use crate::decide::Policy;
 use crate::follow::rate::UPLOADS_PER_SECOND_MAX;
 use crate::follow::snapshots::PART_BYTES_MAX;
@@ -13,6 +14,10 @@ use crate::proto::handshake::Auth;
 use crate::restore::seeder::SeederOptions;
 use crate::server::net::{Address, Endpoint};
 use crate::server::tls::{IdentityFiles, TlsClient, TlsServer};
+
+mod snapshots;
+
+pub use snapshots::SnapshotSettings;
 
 /// What `perennial run` was told, as typed.
 #[derive(Clone, Debug)]
@@ -43,6 +48,8 @@ pub struct RunSettings {
     pub buffer_bytes: String,
     /// `--snapshot-part-bytes`
     pub snapshot_part_bytes: String,
+    /// When other snapshots are taken, and from where.
+    pub snapshots: SnapshotSettings,
     /// `--spool-dir`
     pub spool_dir: Option<PathBuf>,
     /// `--spool-bytes`
@@ -51,10 +58,73 @@ pub struct RunSettings {
     pub uploads_per_second: Option<String>,
     /// `--shutdown-timeout`
     pub shutdown_timeout: String,
+    /// How the archive is kept.
+    pub upkeep: UpkeepSettings,
+    /// `--upkeep-interval`
+    pub upkeep_interval: String,
     /// `--http`
     pub http: Option<String>,
     /// Everything about TLS.
     pub tls: TlsSettings,
+}
+
+/// How an archive is kept, as typed.
+#[derive(Clone, Debug)]
+pub struct UpkeepSettings {
+    /// `--retention`
+    pub retention: String,
+    /// `--no-delete`
+    pub no_delete: bool,
+    /// `--merge-minute`
+    pub merge_minute: String,
+    /// `--merge-hour`
+    pub merge_hour: String,
+    /// `--merge-grace`
+    pub merge_grace: String,
+}
+
+impl Default for UpkeepSettings {
+    fn default() -> Self {
+        Self {
+            retention: "7d".into(),
+            no_delete: false,
+            merge_minute: "1m".into(),
+            merge_hour: "1h".into(),
+            merge_grace: "10m".into(),
+        }
+    }
+}
+
+/// The least that --retention may be: a restore takes its time as well.
+const RETENTION_MIN: Duration = Duration::from_secs(60);
+
+impl UpkeepSettings {
+    /// Checks all of it.
+    ///
+    /// # Errors
+    /// [`BadSetting`].
+    pub fn check(self) -> Result<crate::upkeep::Options, BadSetting> {
+        let retention = match self.retention.as_str() {
+            "forever" => Duration::MAX,
+            text => duration("retention", text)?,
+        };
+        if retention < RETENTION_MIN {
+            return Err(bad(
+                "retention",
+                "shorter than a minute; write forever to keep everything",
+            ));
+        }
+        Ok(crate::upkeep::Options {
+            policy: KeepPolicy {
+                retention_millis: millis(retention),
+                grace_millis: millis(duration("merge-grace", &self.merge_grace)?),
+                minute_millis: millis(duration("merge-minute", &self.merge_minute)?).max(1),
+                hour_millis: millis(duration("merge-hour", &self.merge_hour)?).max(1),
+                ..KeepPolicy::default()
+            },
+            may_delete: !self.no_delete,
+        })
+    }
 }
 
 /// What `perennial run` was told about TLS, as typed.
@@ -91,6 +161,10 @@ pub struct RunOptions {
     pub follow: FollowOptions,
     /// How long stopping may take.
     pub shutdown_timeout: Duration,
+    /// How to keep the archive.
+    pub upkeep: crate::upkeep::Options,
+    /// How often; `None` is never.
+    pub upkeep_interval: Option<Duration>,
     /// Where metrics and health are served.
     pub http: Option<SocketAddr>,
 }
@@ -101,6 +175,17 @@ pub struct RunOptions {
 pub struct BadSetting {
     flag: &'static str,
     reason: String,
+}
+
+impl BadSetting {
+    /// The same of a server that was not given as `--redis`.
+    #[must_use]
+    pub fn of_server(mut self, flag: &'static str) -> Self {
+        if self.flag == "redis" {
+            self.flag = flag;
+        }
+        self
+    }
 }
 
 fn bad(flag: &'static str, reason: impl fmt::Display) -> BadSetting {
@@ -171,8 +256,13 @@ impl RunSettings {
         }
         let shutdown_timeout = duration("shutdown-timeout", &self.shutdown_timeout)?;
         let http = self.http.as_deref().map(http).transpose()?;
+        let schedule = self.snapshots.schedule()?;
+        let snapshot_source = self.snapshots.source(&self.tls)?;
+        let upkeep_interval = duration("upkeep-interval", &self.upkeep_interval)?;
         let seed_tls = seed_tls(self.tls)?;
         Ok(RunOptions {
+            upkeep: self.upkeep.check()?,
+            upkeep_interval: (!upkeep_interval.is_zero()).then_some(upkeep_interval),
             redis,
             name,
             seed: self.seed,
@@ -191,6 +281,8 @@ impl RunSettings {
                 snapshot_part_bytes,
                 spool,
                 uploads_per_second: rate,
+                schedule,
+                snapshot_source,
                 ack: self.ack,
                 shutdown_millis: millis(shutdown_timeout),
                 tls: seed_tls,
@@ -457,10 +549,13 @@ mod tests {
             flush_bytes: "8MiB".into(),
             buffer_bytes: "32MiB".into(),
             snapshot_part_bytes: "300GB".into(),
+            snapshots: SnapshotSettings::default(),
             spool_dir: None,
             spool_bytes: "1GiB".into(),
             uploads_per_second: None,
             shutdown_timeout: "20s".into(),
+            upkeep: UpkeepSettings::default(),
+            upkeep_interval: "5m".into(),
             http: None,
             tls: TlsSettings::default(),
         }

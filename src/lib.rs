@@ -28,6 +28,7 @@ pub mod check;
 
 pub mod follow;
 pub mod restore;
+pub mod upkeep;
 
 pub mod http;
 pub mod metrics;

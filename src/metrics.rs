@@ -34,6 +34,8 @@ pub struct Values {
     pub archive_gaps: Option<u64>,
     /// When the last snapshot was taken.
     pub snapshot_timestamp: Option<f64>,
+    /// When the next one is due.
+    pub snapshot_due: Option<f64>,
     /// The length of its payload.
     pub snapshot_bytes: Option<u64>,
     /// How long it took.
@@ -72,6 +74,18 @@ pub struct Values {
     pub snapshots_done: u64,
     /// Snapshots that failed.
     pub snapshots_failed: u64,
+    /// Merged segments made.
+    pub merges_done: u64,
+    /// Merges that failed.
+    pub merges_failed: u64,
+    /// Objects deleted because a merged segment covers them.
+    pub deleted_merged: u64,
+    /// Objects deleted because they are too old.
+    pub deleted_pruned: u64,
+    /// Times that deleting was refused.
+    pub deletions_refused: u64,
+    /// Segments that are damaged, or differ from others.
+    pub segments_barred: u64,
 }
 
 /// Offsets and sizes pass 2^53 in no lifetime of a server.
@@ -137,6 +151,11 @@ const GAUGES: &[Gauge] = &[
         |values| values.snapshot_timestamp,
     ),
     (
+        "perennial_snapshot_due_timestamp_seconds",
+        "When the next snapshot is due, if no more is written until then.",
+        |values| values.snapshot_due,
+    ),
+    (
         "perennial_snapshot_bytes",
         "Length of the payload of the last snapshot that this process took.",
         |values| values.snapshot_bytes.map(number),
@@ -185,6 +204,11 @@ const GAUGES: &[Gauge] = &[
         "perennial_uploads_in_flight",
         "Pieces of the replication stream that are being stored or wait for it.",
         |values| Some(number(values.uploads_in_flight)),
+    ),
+    (
+        "perennial_upkeep_alarms",
+        "Segments found damaged or different from others that hold the same bytes: left as they are.",
+        |values| Some(number(values.segments_barred)),
     ),
 ];
 
@@ -243,6 +267,30 @@ const COUNTERS: &[Counter] = &[
             ("done", |values| values.snapshots_done),
             ("failed", |values| values.snapshots_failed),
         ],
+    ),
+    (
+        "perennial_merges_total",
+        "Merged segments made of many.",
+        &["result"],
+        &[
+            ("done", |values| values.merges_done),
+            ("failed", |values| values.merges_failed),
+        ],
+    ),
+    (
+        "perennial_objects_deleted_total",
+        "Objects deleted: merged into others, or older than the window.",
+        &["why"],
+        &[
+            ("merged", |values| values.deleted_merged),
+            ("old", |values| values.deleted_pruned),
+        ],
+    ),
+    (
+        "perennial_deletions_refused_total",
+        "Times that nothing was deleted: the store does not allow it, or a clock is wrong.",
+        &[],
+        &[("", |values| values.deletions_refused)],
     ),
 ];
 
@@ -365,6 +413,7 @@ mod tests {
             suspect_roots: Some(0),
             archive_gaps: Some(0),
             snapshot_timestamp: Some(1.5),
+            snapshot_due: Some(2.5),
             snapshot_bytes: Some(3),
             snapshot_duration: Some(0.25),
             restorable_from: Some(1.0),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// A replication offset: names the last byte that is included, so the next byte asked of a master is
 /// `offset + 1` (`protocol-facts` 1.1: the first byte after a payload has offset `<offset> + 1`).
@@ -165,6 +166,19 @@ impl fmt::Display for Position {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct UnixMillis(pub u64);
 
+impl UnixMillis {
+    /// The last one that is printed as it is: thirteen digits, in the year 2286.
+    const PRINTED_MAX: u64 = 9_999_999_999_999;
+}
+
+/// As RFC 3339, in UTC.
+impl fmt::Display for UnixMillis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let since = Duration::from_millis(self.0.min(Self::PRINTED_MAX));
+        humantime::format_rfc3339_millis(UNIX_EPOCH + since).fmt(f)
+    }
+}
+
 /// Milliseconds on a clock that never goes back; only differences mean something.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Ticks(pub u64);
@@ -196,6 +210,13 @@ mod tests {
                 .parse::<ReplicationId>()
                 .is_err()
         );
+    }
+
+    #[test]
+    fn times_are_printed_for_people() {
+        let printed = |millis| UnixMillis(millis).to_string();
+        assert_eq!(printed(1_700_000_000_123), "2023-11-14T22:13:20.123Z");
+        assert_eq!(printed(u64::MAX), printed(9_999_999_999_999));
     }
 
     #[test]

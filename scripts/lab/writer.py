@@ -135,6 +135,7 @@ def main():
     parser.add_argument("--size", type=int, default=100, help="bytes of a value")
     parser.add_argument("--status", help="a file that tells how many writes were waited for so far")
     parser.add_argument("--pause", type=float, default=0, help="milliseconds between two writes")
+    parser.add_argument("--once", action="store_true", help="only one write, until it is waited for")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
@@ -148,6 +149,8 @@ def main():
             raise Refused("the sentinel was not acknowledged")
 
     patiently(options, begin)
+    if options.once:
+        return
     print("writing", flush=True)
     writers = [Writer(number, options, run) for number in range(options.writers)]
     for writer in writers:

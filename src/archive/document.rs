@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::block::crc32c;
 use super::layout::ArchiveId;
 use crate::position::{Offset, Position, ReplicationId, TimelineSeq, UnixMillis};
 
@@ -45,7 +46,24 @@ pub enum DocumentError {
         /// Where and why.
         source: serde_json::Error,
     },
+    /// Its checksum is not that of its bytes.
+    #[error(
+        "the {what} is damaged: its checksum is {found:08x}, it says {expected}; put an undamaged copy in its place"
+    )]
+    Damaged {
+        /// What it should have been.
+        what: &'static str,
+        /// What it says.
+        expected: String,
+        /// What its bytes give.
+        found: u32,
+    },
 }
+
+/// What begins the last field of a document, its checksum. Documents of older versions have none.
+const CHECKSUM_FIELD: &[u8] = b",\n  \"crc32c\": \"";
+/// What ends a document behind it.
+const CHECKSUM_END: &[u8] = b"\"\n}\n";
 
 /// `archive.json`: what the archive is.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -156,6 +174,12 @@ macro_rules! document {
             pub fn decode(bytes: &[u8]) -> Result<Self, DocumentError> {
                 decode(bytes, $what)
             }
+
+            /// Whether `bytes` are, byte for byte, how this document is stored, with a checksum or, by an older
+            /// version, without.
+            pub fn is_stored_as(&self, bytes: &[u8]) -> bool {
+                has_checksum(bytes) || *bytes == *without_checksum(self)
+            }
         }
     };
 }
@@ -164,11 +188,47 @@ document!(ArchiveDocument, "archive document");
 document!(TimelineDocument, "timeline document");
 document!(AcceptedDocument, "acceptance");
 
-fn encode(document: &impl Serialize) -> Bytes {
+fn without_checksum(document: &impl Serialize) -> Vec<u8> {
     let mut bytes = serde_json::to_vec_pretty(document)
         .expect("documents have only text keys and are written to memory");
     bytes.push(b'\n');
+    bytes
+}
+
+fn encode(document: &impl Serialize) -> Bytes {
+    let mut bytes = without_checksum(document);
+    bytes.truncate(bytes.len() - b"\n}\n".len());
+    let checksum = crc32c(&bytes);
+    bytes.extend_from_slice(CHECKSUM_FIELD);
+    bytes.extend_from_slice(format!("{checksum:08x}").as_bytes());
+    bytes.extend_from_slice(CHECKSUM_END);
     bytes.into()
+}
+
+/// What the checksum covers, and what it says. `None` for a document without.
+fn split_checksum(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let rest = bytes.strip_suffix(CHECKSUM_END)?;
+    let (rest, said) = rest.split_at_checked(rest.len().checked_sub(8)?)?;
+    Some((rest.strip_suffix(CHECKSUM_FIELD)?, said))
+}
+
+fn has_checksum(bytes: &[u8]) -> bool {
+    split_checksum(bytes).is_some()
+}
+
+fn check(bytes: &[u8], what: &'static str) -> Result<(), DocumentError> {
+    let Some((covered, said)) = split_checksum(bytes) else {
+        return Ok(());
+    };
+    let found = crc32c(covered);
+    match said == format!("{found:08x}").as_bytes() {
+        true => Ok(()),
+        false => Err(DocumentError::Damaged {
+            what,
+            expected: said.escape_ascii().to_string(),
+            found,
+        }),
+    }
 }
 
 fn decode<T: DeserializeOwned>(bytes: &[u8], what: &'static str) -> Result<T, DocumentError> {
@@ -191,6 +251,7 @@ fn decode<T: DeserializeOwned>(bytes: &[u8], what: &'static str) -> Result<T, Do
             known: DOCUMENT_FORMAT,
         });
     }
+    check(bytes, what)?;
     serde_json::from_slice(bytes).map_err(malformed)
 }
 
@@ -302,6 +363,32 @@ mod tests {
         }
     }
 
+    fn said(text: &str) -> String {
+        let (covered, _) = split_checksum(text.as_bytes()).unwrap();
+        format!("{:08x}", crc32c(covered))
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let whole = timeline().encode();
+        assert!(timeline().is_stored_as(&whole));
+        for bit in 0..whole.len() * 8 {
+            let mut damaged = whole.to_vec();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            let noticed = TimelineDocument::decode(&damaged)
+                .map_or(true, |document| !document.is_stored_as(&damaged));
+            assert!(noticed, "bit {bit}: {}", damaged.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn documents_of_older_versions_have_no_checksum() {
+        let older = without_checksum(&timeline());
+        let document = TimelineDocument::decode(&older).unwrap();
+        assert_eq!(document, timeline());
+        assert!(document.is_stored_as(&older));
+    }
+
     #[test]
     fn documents_are_spelled_as_documented() {
         let text = String::from_utf8(timeline().encode().to_vec()).unwrap();
@@ -324,9 +411,11 @@ mod tests {
     "version": "7.0.15",
     "run_id": "f00d",
     "address": "127.0.0.1:6379"
-  }
+  },
+  "crc32c": "CHECKSUM"
 }
 "#
+            .replace("CHECKSUM", &said(&text))
         );
         assert_eq!(
             TimelineDocument::decode(text.as_bytes()).unwrap(),

@@ -4,12 +4,16 @@
 //! byte that these modules write.
 
 pub mod block;
+pub mod cut;
 pub mod document;
 pub mod layout;
+pub mod moment;
 pub mod plan;
+pub mod retention;
 pub mod segment;
 pub mod snapshot;
 pub mod timeline;
+pub mod times;
 
 #[cfg(test)]
 mod golden;

@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use crate::archive::document::Source;
-use crate::archive::timeline::{Catalog, SegmentEntry, SnapshotEntry, Timeline};
+use crate::archive::timeline::{Catalog, SegmentEntry, SnapshotEntry, Timeline, sort_segments};
 use crate::position::{Offset, Position, ReplicationId, TimelineSeq, UnixMillis};
 
 /// Which moment is asked for.
@@ -103,6 +103,21 @@ pub struct Leg {
     pub to: Offset,
     /// The segments to read, in order; neighbours may overlap, the reader cuts them.
     pub segments: Vec<SegmentEntry>,
+}
+
+impl Leg {
+    /// What is left of it behind `reached`, read from what is stored now: upkeep may have put one segment in the place
+    /// of several. `None` where something is missing.
+    pub fn behind(&self, reached: Offset, mut stored: Vec<SegmentEntry>) -> Option<Self> {
+        sort_segments(&mut stored);
+        let segments = chain(&stored, reached, self.to);
+        let end = segments.last().map_or(reached, |last| last.span.last);
+        (end >= self.to).then(|| Self {
+            after: reached,
+            segments,
+            ..self.clone()
+        })
+    }
 }
 
 /// What a restore reads, in order.
@@ -326,7 +341,8 @@ fn with_child_starts(catalog: &Catalog, position: Position) -> Vec<(Position, Op
         .collect()
 }
 
-fn covers(timeline: &Timeline, after: Offset, to: Offset) -> bool {
+/// Whether `(after, to]` is there without a hole.
+pub(super) fn covers(timeline: &Timeline, after: Offset, to: Offset) -> bool {
     after == to
         || timeline
             .runs()
@@ -334,11 +350,28 @@ fn covers(timeline: &Timeline, after: Offset, to: Offset) -> bool {
             .any(|run| run.after <= after && to <= run.last)
 }
 
-/// The fewest segments that cover `(after, to]`: at each step the one that reaches furthest.
 fn leg(timeline: &Timeline, after: Offset, to: Offset) -> Leg {
-    let mut segments: Vec<SegmentEntry> = Vec::new();
+    Leg {
+        timeline: timeline.seq(),
+        id: timeline.id(),
+        source: timeline.document.source.clone(),
+        after,
+        to,
+        segments: segments_over(timeline, after, to),
+    }
+}
+
+/// The segments of a timeline that cover `(after, to]`.
+pub(super) fn segments_over(timeline: &Timeline, after: Offset, to: Offset) -> Vec<SegmentEntry> {
+    chain(&timeline.segments, after, to)
+}
+
+/// The fewest segments that cover `(after, to]`: at each step the one that reaches furthest, so merged ones go before
+/// what they were made of. Short where there is a hole. `segments` are in the order of [`Timeline::segments`].
+pub(super) fn chain(segments: &[SegmentEntry], after: Offset, to: Offset) -> Vec<SegmentEntry> {
+    let mut chain: Vec<SegmentEntry> = Vec::new();
     let mut reached = after;
-    let mut candidates = timeline.segments.iter().peekable();
+    let mut candidates = segments.iter().peekable();
     while reached < to {
         let mut furthest: Option<&SegmentEntry> = None;
         while let Some(segment) = candidates.next_if(|segment| segment.span.first <= reached.next())
@@ -350,20 +383,13 @@ fn leg(timeline: &Timeline, after: Offset, to: Offset) -> Leg {
         match furthest {
             Some(segment) if segment.span.last > reached => {
                 reached = segment.span.last;
-                segments.push(segment.clone());
+                chain.push(segment.clone());
             }
             // Not reached for a position that `is_restorable`; a short leg is caught by the reader.
             _ => break,
         }
     }
-    Leg {
-        timeline: timeline.seq(),
-        id: timeline.id(),
-        source: timeline.document.source.clone(),
-        after,
-        to,
-        segments,
-    }
+    chain
 }
 
 fn not_restorable(catalog: &Catalog, position: Position) -> PlanError {

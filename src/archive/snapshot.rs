@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest};
 use serde::{Deserialize, Serialize};
 
-use super::block::{BLOCK_RAW_BYTES_MAX, Boundary, Content, RawBlock};
+use super::block::{BLOCK_RAW_BYTES_MAX, Boundary, Content, RawBlock, decode_header};
 use super::layout::{Object, ObjectName, UNIX_MILLIS_MAX};
 use super::pieces::Pieces;
 use crate::position::{Offset, ReplicationId, TimelineSeq, UnixMillis};
@@ -141,6 +141,23 @@ impl SnapshotEnd {
             facts: serde_json::from_slice(facts).ok(),
         })
     }
+}
+
+/// The end block of a snapshot lies within this many last bytes of the object that ends it.
+pub const END_BLOCK_BYTES_MAX: u64 = 256 * 1024;
+
+/// The length of a payload, from the last bytes of the object that ends it; nothing where no end block is in them.
+pub fn payload_bytes_in(tail: &[u8]) -> Option<u64> {
+    // Headers bear a checksum of their own, so what decodes as one is one.
+    (0..tail.len())
+        .rev()
+        .find_map(|at| match decode_header(&tail[at..], at as u64) {
+            Ok(Some((header, _))) => match header.content {
+                Content::End { bytes } => Some(bytes),
+                Content::Rdb { .. } | Content::Commands { .. } => None,
+            },
+            _ => None,
+        })
 }
 
 /// Turns an RDB payload into blocks while it passes.

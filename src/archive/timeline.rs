@@ -2,7 +2,7 @@
 //! head. Pure values; reading them through a store is `store::catalog`'s work.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::archive::layout::{ArchiveDocument, Object, ObjectName, TimelineDocument};
 use crate::position::{Offset, Position, ReplicationId, TimelineSeq, UnixMillis};
@@ -10,7 +10,7 @@ use crate::position::{Offset, Position, ReplicationId, TimelineSeq, UnixMillis};
 use stored::{Parts, merge_runs};
 mod stored;
 
-pub use stored::{Gap, Run, SegmentEntry, SnapshotEntry, Timeline};
+pub use stored::{Gap, Run, SegmentEntry, SnapshotEntry, Timeline, sort_segments};
 
 /// How long ago two branches may both have moved before a seed refuses to choose between them.
 pub const CONTESTED_MILLIS: u64 = 5 * 60 * 1000;
@@ -183,11 +183,44 @@ impl Catalog {
         self.problems.push(format!("{name} is damaged: {why}"));
     }
 
+    /// The same archive without these objects.
+    #[must_use]
+    pub fn without(&self, gone: &HashSet<ObjectName>) -> Self {
+        let mut rest = self.clone();
+        for timeline in rest.timelines.values_mut() {
+            timeline
+                .segments
+                .retain(|segment| !gone.contains(&segment.name));
+            timeline.snapshots.retain(|snapshot| {
+                let parts = snapshot.parts.iter().map(|(name, _)| name);
+                parts
+                    .chain([&snapshot.name])
+                    .all(|name| !gone.contains(name))
+            });
+            timeline.finish();
+        }
+        rest
+    }
+
+    /// The same without a snapshot, as if it had never been taken.
+    #[must_use]
+    pub fn without_snapshot(&self, name: &ObjectName) -> Self {
+        self.without(&HashSet::from([name.clone()]))
+    }
+
     /// The parent, where it is there and older: a cycle cannot be walked.
     fn parent(&self, timeline: &Timeline) -> Option<(&Timeline, Position)> {
         let position = timeline.document.parent?;
         let parent = self.timelines.get(&position.timeline)?;
         (parent.seq() < timeline.seq()).then_some((parent, position))
+    }
+
+    /// Whether the start of a timeline can be restored from its parent.
+    pub fn is_inherited(&self, seq: TimelineSeq) -> bool {
+        let timeline = self.timelines.get(&seq);
+        timeline
+            .and_then(|timeline| self.parent(timeline))
+            .is_some_and(|(parent, position)| self.restorable_on(parent, position.offset))
     }
 
     /// Positions from which the stream of `timeline` can be applied: complete snapshots, and its start where
@@ -258,8 +291,24 @@ impl Catalog {
     /// Holes of a timeline: behind something restorable, up to where something restorable begins again; behind
     /// the last, up to where bytes are stored that nothing leads to. Where another timeline goes on from the end,
     /// those are what was under way when everything died: no part of the history.
+    ///
+    /// A start alone, with nothing behind it, is what is left where upkeep has pruned up to a later snapshot while
+    /// another branch still needs the parent: no gap.
     pub fn gaps(&self, seq: TimelineSeq) -> Vec<Gap> {
-        let windows = self.windows(seq);
+        let mut windows = self.windows(seq);
+        let start = self.timelines.get(&seq).map(|it| it.document.start);
+        let is_bare = |window: &Run| window.after == window.last && Some(window.last) == start;
+        let has_snapshot_there = |at: Offset| {
+            let timeline = self.timelines.get(&seq);
+            timeline.is_some_and(|it| it.snapshots.iter().any(|snapshot| snapshot.offset == at))
+        };
+        if windows.len() > 1
+            && let Some(first) = windows.first()
+            && is_bare(first)
+            && !has_snapshot_there(first.after)
+        {
+            windows.remove(0);
+        }
         let between = windows.windows(2).map(|pair| Gap {
             after: pair[0].last,
             resumes_at: pair[1].after,

@@ -119,15 +119,19 @@ fn settable(run: &Command) -> impl Iterator<Item = &Arg> {
 }
 
 fn unknown(run: &Command, key: &str) -> String {
-    let alike = settable(run)
-        .filter_map(Arg::get_long)
-        .map(|name| (strsim::jaro_winkler(name, key), name))
-        .filter(|(alike, _)| *alike >= ALIKE_MIN)
-        .max_by(|(one, _), (other, _)| one.total_cmp(other));
-    match alike {
-        Some((_, name)) => format!("unknown key `{key}`, did you mean `{name}`?"),
+    match most_alike(key, settable(run).filter_map(Arg::get_long)) {
+        Some(name) => format!("unknown key `{key}`, did you mean `{name}`?"),
         None => format!("unknown key `{key}`: keys are the flags of `perennial run`, without --"),
     }
+}
+
+/// The name that may have been meant by `word`, if there is one.
+pub(super) fn most_alike<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let alike = names
+        .map(|name| (strsim::jaro_winkler(name, word), name))
+        .filter(|(alike, _)| *alike >= ALIKE_MIN)
+        .max_by(|(one, _), (other, _)| one.total_cmp(other));
+    alike.map(|(_, name)| name)
 }
 
 /// The values of a key as they would be typed; `None` for a flag that has none.

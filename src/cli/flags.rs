@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::Exit;
-use crate::config::{RunSettings, TlsSettings};
+use crate::config::{RunSettings, SnapshotSettings, TlsSettings, UpkeepSettings};
 use crate::decide::Policy;
 use crate::follow::AckMode;
 
@@ -40,14 +40,22 @@ pub enum Command {
     Run(Box<RunArguments>),
     /// Look at server, settings and archive before they are needed, and say what to change
     Check(Box<CheckArguments>),
-    /// Restore the archive to files that a server can start from
-    Restore(RestoreArguments),
+    /// Restore the archive, as of any moment, to files or into a server
+    Restore(Box<RestoreArguments>),
+    /// Read an archive and say what is damaged or missing; with --drill, prove a restore by restoring
+    Verify(VerifyArguments),
     /// Tell how an archive stands: what can be restored, what is wrong
     Status(ArchiveArguments),
     /// List the timelines, snapshots and segments of an archive
     Ls(ArchiveArguments),
+    /// Take a snapshot of a followed server now
+    Snapshot(Box<OneSnapshotArguments>),
+    /// Tell what a snapshot or a dump file holds: keys by type, the biggest, prefixes, one value
+    Inspect(InspectArguments),
     /// Make a suspect timeline the head, so that seeds use it
     Accept(AcceptArguments),
+    /// Merge the small segments of an archive, and delete what is older than the window
+    Prune(PruneArguments),
     /// Print completions for a shell
     Completions(CompletionsArguments),
     /// Print the manual page, as roff
@@ -65,6 +73,93 @@ pub struct ArchiveArguments {
         value_name = "URL"
     )]
     pub archive: String,
+
+    /// Print JSON with stable field names
+    #[arg(long, env = "PERENNIAL_JSON", hide_env_values = true)]
+    pub json: bool,
+}
+
+/// `perennial inspect`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Of an archive it reads the snapshot with which a restore of that moment begins; writes that came after it are not \
+in there. Sizes are what a key takes in the dump, where texts may be compressed. Names are shown with \\xNN for bytes \
+that are not text and \\\\ for a backslash, and --key takes them so. Memory does not depend on the dump, but for the \
+one value of --key.
+
+A type that is not known here (of a newer server, for example) ends the reading with an error; backups and restores do \
+not depend on it.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no snapshot or no such key.")]
+pub struct InspectArguments {
+    /// Where the archive lies: file:///absolute/directory, s3://bucket/prefix?region=… or gs://bucket/prefix
+    #[arg(
+        long,
+        env = "PERENNIAL_ARCHIVE",
+        hide_env_values = true,
+        value_name = "URL",
+        required_unless_present = "file"
+    )]
+    pub archive: Option<String>,
+
+    /// A dump file (dump.rdb) instead of an archive
+    #[arg(
+        long,
+        env = "PERENNIAL_FILE",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub file: Option<PathBuf>,
+
+    /// Which moment of the archive, as `perennial restore` takes it
+    #[arg(
+        long,
+        env = "PERENNIAL_AT",
+        hide_env_values = true,
+        default_value = "latest",
+        value_name = "WHEN"
+    )]
+    pub at: String,
+
+    /// How many of the biggest keys and of the heaviest prefixes are shown
+    #[arg(
+        long,
+        env = "PERENNIAL_TOP",
+        hide_env_values = true,
+        default_value = "10",
+        value_parser = clap::value_parser!(u16).range(..=10_000),
+        value_name = "COUNT"
+    )]
+    pub top: u16,
+
+    /// What ends the prefix of a name
+    #[arg(
+        long,
+        env = "PERENNIAL_PREFIX_SEPARATOR",
+        hide_env_values = true,
+        default_value = ":",
+        value_name = "TEXT"
+    )]
+    pub prefix_separator: String,
+
+    /// Show this key and its value, and nothing else
+    #[arg(
+        long,
+        env = "PERENNIAL_KEY",
+        hide_env_values = true,
+        value_name = "KEY"
+    )]
+    pub key: Option<String>,
+
+    /// The database of --key
+    #[arg(
+        long,
+        env = "PERENNIAL_DATABASE",
+        hide_env_values = true,
+        default_value = "0",
+        value_name = "NUMBER"
+    )]
+    pub database: u64,
 
     /// Print JSON with stable field names
     #[arg(long, env = "PERENNIAL_JSON", hide_env_values = true)]
@@ -103,12 +198,100 @@ pub struct AcceptArguments {
     pub reason: String,
 }
 
+/// How an archive is kept.
+#[derive(Debug, Args)]
+pub struct UpkeepArguments {
+    /// Every moment that is not older can be restored; what only older ones need is deleted. forever keeps everything
+    #[arg(
+        long,
+        env = "PERENNIAL_RETENTION",
+        hide_env_values = true,
+        value_name = "TIME",
+        default_value = "7d"
+    )]
+    pub retention: String,
+
+    /// Delete nothing, neither what is too old nor what was merged
+    #[arg(long, env = "PERENNIAL_NO_DELETE", hide_env_values = true)]
+    pub no_delete: bool,
+
+    /// Segments stored within this time are merged
+    #[arg(
+        long,
+        env = "PERENNIAL_MERGE_MINUTE",
+        hide = true,
+        value_name = "TIME",
+        default_value = "1m"
+    )]
+    pub merge_minute: String,
+
+    /// Segments received within this time are merged in turn
+    #[arg(
+        long,
+        env = "PERENNIAL_MERGE_HOUR",
+        hide = true,
+        value_name = "TIME",
+        default_value = "1h"
+    )]
+    pub merge_hour: String,
+
+    /// What was merged stays this long beside the merged segment
+    #[arg(
+        long,
+        env = "PERENNIAL_MERGE_GRACE",
+        hide = true,
+        value_name = "TIME",
+        default_value = "10m"
+    )]
+    pub merge_grace: String,
+}
+
+impl UpkeepArguments {
+    /// As typed.
+    pub fn settings(self) -> UpkeepSettings {
+        UpkeepSettings {
+            retention: self.retention,
+            no_delete: self.no_delete,
+            merge_minute: self.merge_minute,
+            merge_hour: self.merge_hour,
+            merge_grace: self.merge_grace,
+        }
+    }
+}
+
+/// `perennial prune`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+`perennial run` does the same every few minutes by itself: this is for an archive that nothing writes to any more, and \
+to see what would be done. Nothing that a restore inside --retention needs is deleted, on any branch; nor the last \
+restorable snapshot, whatever its age. What was merged is deleted ten minutes after, so a second call finishes.")]
+pub struct PruneArguments {
+    /// The archive.
+    #[command(flatten)]
+    pub archive: ArchiveArguments,
+
+    /// How it is kept.
+    #[command(flatten)]
+    pub upkeep: UpkeepArguments,
+
+    /// Print what would be done, and do nothing
+    #[arg(long, env = "PERENNIAL_DRY_RUN", hide_env_values = true)]
+    pub dry_run: bool,
+}
+
 /// `perennial restore`
 #[derive(Debug, Args)]
 #[command(after_help = "\
 What is written depends on the server that was archived: an `appendonlydir/` (7.0 and later, Valkey), an
 `appendonly.aof` (4.0 to 6.2) or a `dump.rdb`. The last lines of the output say how to start a server on it.
-Everything is checked on the way, and the files appear only when all of them are complete.")]
+Everything is checked on the way, and the files appear only when all of them are complete.
+
+With a server's URL an empty server is filled and left a master, with a history of its own; nothing is written to the
+archive. It connects to us for that: see --seed-listen where it is on another machine.
+
+Examples:
+  perennial restore --archive file:///archive --to /var/lib/redis --at 2026-11-21T14:30:00Z
+  perennial restore --archive file:///archive --to redis://127.0.0.1:7000 --at \"10m ago\"")]
 pub struct RestoreArguments {
     /// Where the archive lies
     #[arg(
@@ -119,12 +302,19 @@ pub struct RestoreArguments {
     )]
     pub archive: String,
 
-    /// The folder to restore to; created if it is not there, refused if it holds data
-    #[arg(long, env = "PERENNIAL_TO", hide_env_values = true, value_name = "DIR")]
-    pub to: PathBuf,
+    /// Where to: a folder, created if it is not there, or a server (redis://..., rediss://..., unix:///path); refused
+    /// if it holds data. With -, commands for redis-cli --pipe (needs --scratch)
+    #[arg(
+        long,
+        env = "PERENNIAL_TO",
+        hide_env_values = true,
+        value_name = "DIR|URL|-"
+    )]
+    pub to: String,
 
-    /// Which moment: latest, timeline:SEQ (its end), or offset:N (on the way to the head; on another
-    /// timeline offset:N@SEQ)
+    /// Which moment: latest, a time with its zone (2026-11-21T14:30:00Z), "10m ago", offset:N, or timeline:SEQ
+    /// (its end). Times and offsets count on the way to the head; TIME@SEQ and offset:N@SEQ on that to the end of
+    /// another timeline
     #[arg(
         long,
         env = "PERENNIAL_AT",
@@ -142,13 +332,140 @@ pub struct RestoreArguments {
     #[arg(long, env = "PERENNIAL_JSON", hide_env_values = true)]
     pub json: bool,
 
-    /// Restore into a folder that holds data: what is there is renamed, not deleted
+    /// Times of expiry: keep them, so that what has expired since that moment is gone; shift each, so that as much is left as
+    /// there was then; or none, so that nothing expires. Servers of 7.0 and later
+    #[arg(
+        long,
+        env = "PERENNIAL_TTL",
+        hide_env_values = true,
+        value_enum,
+        default_value_t = TtlFlag::Keep
+    )]
+    pub ttl: TtlFlag,
+
+    /// Which files: those that the archived server starts from, append-only files, or a dump.rdb (which needs --scratch
+    /// where something is behind the snapshot)
+    #[arg(
+        long,
+        env = "PERENNIAL_FORMAT",
+        hide_env_values = true,
+        value_enum,
+        default_value_t = FormatFlag::Auto
+    )]
+    pub format: FormatFlag,
+
+    /// For --format rdb and --to -: the path of a redis-server or valkey-server, started for a moment and filled with the moment
+    #[arg(
+        long,
+        env = "PERENNIAL_SCRATCH",
+        hide_env_values = true,
+        value_name = "PROGRAM"
+    )]
+    pub scratch: Option<String>,
+
+    /// Restore although there is data: in a folder it is renamed, not deleted; a server loses it;
+    /// commands replace keys of the same name
     #[arg(long, env = "PERENNIAL_FORCE", hide_env_values = true)]
     pub force: bool,
 
     /// Succeed when there is no archive or nothing in it
     #[arg(long, env = "PERENNIAL_IF_ARCHIVE_EXISTS", hide_env_values = true)]
     pub if_archive_exists: bool,
+
+    /// How to reach the server.
+    #[command(flatten, next_help_heading = "Where --to is a server")]
+    pub server: ServerArguments,
+
+    /// Where to play master.
+    #[command(flatten, next_help_heading = "Where --to is a server")]
+    pub seeding: SeedArguments,
+}
+
+/// `--ttl`
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum TtlFlag {
+    /// What has expired since is gone
+    Keep,
+    /// As much time is left as there was then
+    Shift,
+    /// Nothing expires
+    None,
+}
+
+/// `--format`
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum FormatFlag {
+    /// What the archived server starts from
+    Auto,
+    /// Append-only files
+    Aof,
+    /// A dump.rdb
+    Rdb,
+}
+
+/// `perennial verify`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Without --drill it reads every object and checks documents, names, checksums, and that everything leads on from \
+something. With --drill it also restores into a scratch server, which is thrown away: an earlier snapshot and what \
+came after it must give the same data as a later snapshot, which the master made itself; and latest must be taken \
+without an error. The scratch server must read what the archived one wrote, and needs memory for all its data. What \
+has expired by then cannot be compared any more.
+
+Exit codes: 0 nothing is bad, 1 something is, or it could not be verified, 2 wrong usage.
+
+  perennial verify --archive file:///var/lib/perennial
+  perennial verify --archive file:///var/lib/perennial --drill --scratch /usr/bin/redis-server")]
+pub struct VerifyArguments {
+    /// Where the archive lies
+    #[arg(
+        long,
+        env = "PERENNIAL_ARCHIVE",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub archive: String,
+
+    /// Only what restores of moments since then need: 7d, "10m ago" or 2026-01-31T12:00:00Z
+    #[arg(
+        long,
+        env = "PERENNIAL_SINCE",
+        hide_env_values = true,
+        value_name = "WHEN"
+    )]
+    pub since: Option<String>,
+
+    /// Restore into the server of --scratch, and compare
+    #[arg(
+        long,
+        env = "PERENNIAL_DRILL",
+        hide_env_values = true,
+        requires = "scratch"
+    )]
+    pub drill: bool,
+
+    /// With --drill, a redis-server or valkey-server to start, or the URL of an empty master on this machine,
+    /// which is left empty
+    #[arg(
+        long,
+        env = "PERENNIAL_SCRATCH",
+        hide_env_values = true,
+        value_name = "PROGRAM|URL"
+    )]
+    pub scratch: Option<String>,
+
+    /// Write when this last succeeded to a file, for the textfile collector of node_exporter
+    #[arg(
+        long,
+        env = "PERENNIAL_METRICS_FILE",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub metrics_file: Option<PathBuf>,
+
+    /// Print JSON with stable field names
+    #[arg(long, env = "PERENNIAL_JSON", hide_env_values = true)]
+    pub json: bool,
 }
 
 /// `perennial completions`
@@ -348,6 +665,10 @@ pub struct RunArguments {
     )]
     pub snapshot_part_bytes: String,
 
+    /// When other snapshots are taken.
+    #[command(flatten)]
+    pub snapshots: SnapshotArguments,
+
     /// How long stopping may take, the last uploads included
     #[arg(
         long,
@@ -357,6 +678,20 @@ pub struct RunArguments {
         default_value = "20s"
     )]
     pub shutdown_timeout: String,
+
+    /// How the archive is kept.
+    #[command(flatten)]
+    pub upkeep: UpkeepArguments,
+
+    /// How often segments are merged and what is too old is deleted, where there is something to do; 0s is never
+    #[arg(
+        long,
+        env = "PERENNIAL_UPKEEP_INTERVAL",
+        hide_env_values = true,
+        value_name = "TIME",
+        default_value = "5m"
+    )]
+    pub upkeep_interval: String,
 
     /// Serve /metrics, /readyz and /healthz on this address, 127.0.0.1:9121 for example; not at all if left
     /// out
@@ -380,6 +715,61 @@ pub struct RunArguments {
         value_name = "FILE"
     )]
     pub config: Option<PathBuf>,
+}
+
+/// When snapshots behind the first one are taken, and from where.
+#[derive(Debug, Args)]
+pub struct SnapshotArguments {
+    /// Take another snapshot this long after the last one, if anything was written; none for no such interval
+    #[arg(
+        long,
+        env = "PERENNIAL_SNAPSHOT_INTERVAL",
+        hide_env_values = true,
+        value_name = "TIME",
+        default_value = "24h"
+    )]
+    pub snapshot_interval: String,
+
+    /// Never take one earlier than this after the last one: each makes a server fork
+    #[arg(
+        long,
+        env = "PERENNIAL_SNAPSHOT_MIN_INTERVAL",
+        hide_env_values = true,
+        value_name = "TIME",
+        default_value = "1h"
+    )]
+    pub snapshot_min_interval: String,
+
+    /// Take another one when the replication stream since the last one is so many times its size, and at least
+    /// 256 MiB: a restore replays it. None for never
+    #[arg(
+        long,
+        env = "PERENNIAL_SNAPSHOT_LOG_RATIO",
+        hide_env_values = true,
+        value_name = "RATIO",
+        default_value = "1.0"
+    )]
+    pub snapshot_log_ratio: String,
+
+    /// The least replication stream for --snapshot-log-ratio
+    #[arg(
+        long,
+        env = "PERENNIAL_SNAPSHOT_LOG_BYTES",
+        hide = true,
+        value_name = "SIZE",
+        default_value = "256MiB"
+    )]
+    pub snapshot_log_bytes: String,
+
+    /// Take them from this replica of the server, so that the server does not fork; redis://... as for --redis,
+    /// whose password is used where it has none. The first one always comes from the server
+    #[arg(
+        long,
+        env = "PERENNIAL_SNAPSHOT_FROM",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub snapshot_from: Option<String>,
 }
 
 /// How to reach a server, besides its address.
@@ -494,6 +884,53 @@ pub struct SeedArguments {
     pub seed_client_ca_file: Option<PathBuf>,
 }
 
+/// `perennial snapshot`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+It follows the server for a moment, from where the archive ends, stores what is missing up to the snapshot and then \
+the snapshot itself, so it can be used beside a running `perennial run`, which counts its next one from this one. The \
+server forks once, or the replica of --snapshot-from. Nothing is begun: where the archive does not hold this server's \
+history up to now, it fails and says so.
+
+Exit codes: 0 stored, 1 not, 2 wrong usage.")]
+pub struct OneSnapshotArguments {
+    /// The server: redis://[user:password@]host:port, rediss://... for TLS, or unix:///path
+    #[arg(
+        long,
+        env = "PERENNIAL_REDIS",
+        hide_env_values = true,
+        value_name = "URL",
+        default_value = "redis://127.0.0.1:6379"
+    )]
+    pub redis: String,
+
+    /// How to reach the server.
+    #[command(flatten)]
+    pub server: ServerArguments,
+
+    /// Where the archive lies: file:///absolute/directory, s3://bucket/prefix?region=… or gs://bucket/prefix
+    #[arg(
+        long,
+        env = "PERENNIAL_ARCHIVE",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub archive: String,
+
+    /// Take it from this replica of the server, so that the server does not fork
+    #[arg(
+        long,
+        env = "PERENNIAL_SNAPSHOT_FROM",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub snapshot_from: Option<String>,
+
+    /// Print JSON with stable field names
+    #[arg(long, env = "PERENNIAL_JSON", hide_env_values = true)]
+    pub json: bool,
+}
+
 /// `perennial check`
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -569,10 +1006,19 @@ impl RunArguments {
             flush_bytes: self.flush_bytes,
             buffer_bytes: self.buffer_bytes,
             snapshot_part_bytes: self.snapshot_part_bytes,
+            snapshots: SnapshotSettings {
+                interval: self.snapshots.snapshot_interval,
+                min_interval: self.snapshots.snapshot_min_interval,
+                log_ratio: self.snapshots.snapshot_log_ratio,
+                log_bytes: self.snapshots.snapshot_log_bytes,
+                from: self.snapshots.snapshot_from,
+            },
             spool_dir: self.spool_dir,
             spool_bytes: self.spool_bytes,
             uploads_per_second: self.uploads_per_second,
             shutdown_timeout: self.shutdown_timeout,
+            upkeep: self.upkeep.settings(),
+            upkeep_interval: self.upkeep_interval,
             http: self.http,
             tls: tls(&self.server, &self.seeding),
             seed_listen: self.seeding.seed_listen,
@@ -581,7 +1027,55 @@ impl RunArguments {
     }
 }
 
+impl OneSnapshotArguments {
+    /// The settings as typed, and those of `run` that do not matter here.
+    ///
+    /// # Errors
+    /// Where a file cannot be read: a usage error.
+    pub fn settings(self) -> Result<RunSettings, Exit> {
+        Ok(RunSettings {
+            redis_password: self.server.password()?,
+            redis: self.redis,
+            archive: self.archive,
+            name: None,
+            seed: Policy::Never,
+            seed_listen: "127.0.0.1:0".into(),
+            seed_announce: None,
+            seed_password: None,
+            ack: AckMode::Durable,
+            flush_interval: "1s".into(),
+            flush_bytes: "8MiB".into(),
+            buffer_bytes: "32MiB".into(),
+            snapshot_part_bytes: "300GB".into(),
+            snapshots: SnapshotSettings {
+                from: self.snapshot_from,
+                ..Default::default()
+            },
+            spool_dir: None,
+            spool_bytes: "1GiB".into(),
+            uploads_per_second: None,
+            // Whoever stops it wants no snapshot.
+            shutdown_timeout: "0s".into(),
+            // Upkeep is for those who stay.
+            upkeep: UpkeepSettings::default(),
+            upkeep_interval: "0s".into(),
+            http: None,
+            tls: self.server.tls(),
+        })
+    }
+}
+
 impl ServerArguments {
+    fn tls(&self) -> TlsSettings {
+        TlsSettings {
+            redis_ca_file: self.redis_ca_file.clone(),
+            redis_cert_file: self.redis_cert_file.clone(),
+            redis_key_file: self.redis_key_file.clone(),
+            redis_server_name: self.redis_server_name.clone(),
+            ..Default::default()
+        }
+    }
+
     /// The password, read from its file.
     ///
     /// # Errors
@@ -604,13 +1098,10 @@ impl SeedArguments {
 /// Everything about TLS, as typed.
 pub fn tls(server: &ServerArguments, seeding: &SeedArguments) -> TlsSettings {
     TlsSettings {
-        redis_ca_file: server.redis_ca_file.clone(),
-        redis_cert_file: server.redis_cert_file.clone(),
-        redis_key_file: server.redis_key_file.clone(),
-        redis_server_name: server.redis_server_name.clone(),
         seed_cert_file: seeding.seed_cert_file.clone(),
         seed_key_file: seeding.seed_key_file.clone(),
         seed_client_ca_file: seeding.seed_client_ca_file.clone(),
+        ..server.tls()
     }
 }
 

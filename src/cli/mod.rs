@@ -5,14 +5,22 @@ pub mod check;
 pub mod file;
 pub mod flags;
 mod heap;
+pub mod inspect;
 pub mod ls;
 pub mod observe;
 mod pace;
 mod progress;
+pub mod prune;
 pub mod restore;
 pub mod run;
+pub mod seed_once;
 pub mod shown;
+pub mod snapshot;
 pub mod status;
+pub mod through_scratch;
+mod variables;
+pub mod verify;
+pub mod when;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -25,6 +33,10 @@ use tokio::sync::watch;
 use crate::clock::{Clock, SystemClock};
 use file::FromFile;
 use flags::{Cli, Command, LogFormat};
+
+/// What is logged of the libraries below us. That the machine names no region is said six times where none of them was
+/// needed, and by ourselves where one is.
+const OTHERS: &str = "warn,aws_config::imds::region=error";
 
 /// There is nothing to restore.
 pub const EXIT_NOTHING: u8 = 3;
@@ -57,6 +69,7 @@ pub fn main() -> ExitCode {
         complain(&error);
         return ExitCode::from(2);
     }
+    variables::warn_of_unknown(&Cli::command());
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -96,10 +109,14 @@ async fn dispatch(command: Command, from_file: &FromFile) -> anyhow::Result<()> 
             run::run(options, store, clock, stop_on_signals()?).await
         }
         Command::Check(arguments) => check::run(*arguments, clock).await,
-        Command::Restore(arguments) => restore::run(arguments, clock).await,
+        Command::Restore(arguments) => restore::run(*arguments, clock).await,
+        Command::Verify(arguments) => verify::run(arguments, clock).await,
         Command::Status(arguments) => status::run(&arguments, &*clock).await,
         Command::Ls(arguments) => ls::run(&arguments).await,
+        Command::Inspect(arguments) => inspect::run(arguments, clock).await,
         Command::Accept(arguments) => accept::run(&arguments, &*clock).await,
+        Command::Snapshot(arguments) => snapshot::run(*arguments, clock, stop_on_signals()?).await,
+        Command::Prune(arguments) => prune::run(arguments, clock).await,
         Command::Completions(arguments) => {
             shown::completions(&arguments);
             Ok(())
@@ -139,8 +156,8 @@ fn start_logging(format: LogFormat) -> anyhow::Result<()> {
     }
     // A bare level is ours alone: what HTTP libraries say below a warning is long, and may hold request headers.
     let directives = match wanted.as_str() {
-        "" => "warn,perennial=info".to_owned(),
-        level @ ("info" | "debug" | "trace") => format!("warn,perennial={level}"),
+        "" => format!("{OTHERS},perennial=info"),
+        level @ ("info" | "debug" | "trace") => format!("{OTHERS},perennial={level}"),
         other => other.to_owned(),
     };
     let filter = tracing_subscriber::EnvFilter::try_new(directives)

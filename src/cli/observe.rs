@@ -14,6 +14,7 @@ use crate::metrics::{Metrics, Values};
 use crate::position::{Offset, UnixMillis};
 use crate::store::StoreErrorKind;
 use crate::store::measured::{Observation, Observer, Operation};
+use crate::upkeep;
 
 /// A link whose loop has not turned for so long will not turn again, milliseconds: it does once a minute at the least.
 const STILL_MILLIS_MAX: u64 = 300_000;
@@ -82,6 +83,9 @@ pub struct Observed {
     archived: Mutex<Option<Archived>>,
     seeds_done: AtomicU64,
     seeds_failed: AtomicU64,
+    /// Objects created.
+    created: AtomicU64,
+    upkeep: OnceLock<Arc<upkeep::Report>>,
     /// The last operation that writes, and the last that reads, failed.
     writing_fails: AtomicBool,
     reading_fails: AtomicBool,
@@ -113,6 +117,8 @@ impl Observed {
             archived: Mutex::new(None),
             seeds_done: AtomicU64::new(0),
             seeds_failed: AtomicU64::new(0),
+            created: AtomicU64::new(0),
+            upkeep: OnceLock::new(),
             writing_fails: AtomicBool::new(false),
             reading_fails: AtomicBool::new(false),
         })
@@ -121,6 +127,16 @@ impl Observed {
     /// Where following leaves its values.
     pub fn follows(&self, report: Arc<Report>) {
         let _ = self.report.set(report);
+    }
+
+    /// Where upkeep leaves its values.
+    pub fn keeps(&self, report: Arc<upkeep::Report>) {
+        let _ = self.upkeep.set(report);
+    }
+
+    /// How many objects this process has created.
+    pub fn created(&self) -> u64 {
+        self.created.load(Ordering::Relaxed)
     }
 
     /// The server may not serve, or nobody knows yet.
@@ -195,6 +211,7 @@ impl Observed {
         let taken = seen.snapshot;
         let snapshot_at = taken
             .map(|taken| taken.at)
+            .max(seen.snapshot_found)
             .max(archived.and_then(|archived| archived.newest_snapshot));
         let head = archived.and_then(|archived| archived.head);
         // Before anything is followed, and beside a suspect timeline, the archive says how far it reaches.
@@ -209,6 +226,8 @@ impl Observed {
         };
         let archive_gaps =
             archived.map(|archived| archived.gaps + seen.gaps.saturating_sub(archived.gaps_before));
+        let kept = self.upkeep.get().map(|report| report.tally());
+        let kept = kept.unwrap_or_default();
         let suspect_now = u64::from(seen.suspect.is_some());
         Values {
             ready: self.readiness(&seen).0,
@@ -225,6 +244,9 @@ impl Observed {
             suspect_roots: archived.map(|archived| archived.suspects.max(suspect_now)),
             archive_gaps,
             snapshot_timestamp: snapshot_at.map(|at| seconds(at.0)),
+            snapshot_due: seen
+                .snapshot_due_millis
+                .map(|millis| seconds(now.0.saturating_add(millis))),
             snapshot_bytes: taken.map(|taken| taken.bytes),
             snapshot_duration: taken.map(|taken| seconds(taken.millis)),
             restorable_from: archived
@@ -247,6 +269,12 @@ impl Observed {
             gaps: seen.gaps,
             snapshots_done: seen.snapshots_done,
             snapshots_failed: seen.snapshots_failed,
+            merges_done: kept.merges,
+            merges_failed: kept.merges_failed,
+            deleted_merged: kept.deleted_merged,
+            deleted_pruned: kept.deleted_pruned,
+            deletions_refused: kept.deletions_refused,
+            segments_barred: kept.barred,
         }
     }
 
@@ -321,6 +349,9 @@ impl Pages for Observed {
 impl Observer for Observed {
     fn observe(&self, observation: &Observation) {
         let operation = observation.operation;
+        if operation == Operation::Create && observation.result.is_ok() {
+            self.created.fetch_add(1, Ordering::Relaxed);
+        }
         let result = match observation.result {
             Ok(()) => "ok",
             Err(StoreErrorKind::NotFound) => "not_found",

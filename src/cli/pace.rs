@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::follow::{backoff, jittered};
+use crate::store::catalog::CatalogError;
 
 /// The first wait before looking again.
 const LOOK_FIRST: Duration = Duration::from_millis(50);
@@ -19,6 +20,8 @@ pub(super) struct Said {
     pub(super) slow: bool,
     /// It worked for a while: the waits begin anew.
     pub(super) fresh: bool,
+    /// It does not pass by itself.
+    pub(super) error: bool,
 }
 
 impl Said {
@@ -27,6 +30,7 @@ impl Said {
             text,
             slow: false,
             fresh: false,
+            error: false,
         }
     }
 
@@ -37,9 +41,16 @@ impl Said {
 
     pub(super) fn slow(text: String) -> Self {
         Self {
-            text,
             slow: true,
-            fresh: false,
+            ..Self::new(text)
+        }
+    }
+
+    /// Of an archive that cannot be opened or read.
+    pub(super) fn of_archive(text: String, error: &CatalogError) -> Self {
+        Self {
+            error: matches!(error, CatalogError::Store(store) if !store.is_retryable()),
+            ..Self::slow(text)
         }
     }
 }
@@ -63,7 +74,13 @@ impl Pace {
         } else {
             1
         };
-        if self.same.is_power_of_two() {
+        if self.same.is_power_of_two() && said.error {
+            tracing::error!(
+                attempt = self.same,
+                "{}; trying again, but somebody must change something",
+                said.text
+            );
+        } else if self.same.is_power_of_two() {
             tracing::warn!(attempt = self.same, "{}; trying again", said.text);
         }
         self.last.clone_from(&said.text);

@@ -30,10 +30,19 @@ pub(super) struct Progress {
 impl Progress {
     /// Begins to count up to `total` bytes.
     pub(super) fn new(clock: Arc<dyn Clock>, total: Option<u64>) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| bar(total));
+        Self::with_bar("restoring", clock, total)
+    }
+
+    /// Of something else than a restore; [`Self::stands_at`] tells of how many.
+    pub(super) fn of(doing: &'static str, clock: Arc<dyn Clock>) -> Self {
+        Self::with_bar(doing, clock, Some(0))
+    }
+
+    fn with_bar(doing: &'static str, clock: Arc<dyn Clock>, total: Option<u64>) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| bar(doing, total));
         Self {
             bar,
-            ..Self::lines("restoring", clock, total)
+            ..Self::lines(doing, clock, total)
         }
     }
 
@@ -59,6 +68,9 @@ impl Progress {
     /// So many of so many: both may change where something begins anew.
     pub(super) fn stands_at(&mut self, bytes: u64, total: u64) {
         self.total = Some(total);
+        if let Some(bar) = &self.bar {
+            bar.set_length(total);
+        }
         self.reach(bytes);
     }
 
@@ -84,18 +96,20 @@ impl Progress {
     }
 }
 
-fn bar(total: Option<u64>) -> ProgressBar {
+fn bar(doing: &'static str, total: Option<u64>) -> ProgressBar {
     let target = ProgressDrawTarget::stderr_with_hz(DRAWN_PER_SECOND_MAX);
     let template = match total {
         Some(_) => {
-            "restoring [{bar:30}] {percent}% {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left"
+            "{msg} [{bar:30}] {percent}% {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left"
         }
-        None => "restoring {bytes} {binary_bytes_per_sec}",
+        None => "{msg} {bytes} {binary_bytes_per_sec}",
     };
     let style = ProgressStyle::with_template(template)
         .map(|style| style.progress_chars("=> "))
         .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::with_draw_target(total, target).with_style(style)
+    ProgressBar::with_draw_target(total, target)
+        .with_style(style)
+        .with_message(doing)
 }
 
 /// `restoring: 1.2 GiB of 4.0 GiB (30%), 120.0 MiB/s, 24s left`

@@ -1,74 +1,157 @@
-//! `perennial restore`: a moment of the archive to files.
+//! `perennial restore`: a moment of the archive to files, or into a server.
 
-use std::str::FromStr;
+use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::bail;
 use serde_json::json;
 
-use super::flags::RestoreArguments;
+use super::flags::{FormatFlag, RestoreArguments};
 use super::progress::Progress;
-use super::{EXIT_NOTHING, Exit, open_store, say};
-use crate::archive::plan::{Plan, PlanError, Target, plan};
+use super::seed_once::Destination;
+use super::when::{Planned, When, plan_for, ttl};
+use super::{EXIT_NOTHING, Exit, open_store, say, seed_once, through_scratch};
+use crate::archive::layout::ArchiveId;
+use crate::archive::plan::PlanError;
+use crate::archive::timeline::Catalog;
 use crate::clock::Clock;
-use crate::position::{Offset, Position, TimelineSeq};
+use crate::position::UnixMillis;
+use crate::restore::ttl::Ttl;
 use crate::restore::{source, to_dir};
 use crate::shell::quoted;
-use crate::store::catalog::{self, CatalogError, Loaded};
+use crate::store::catalog::{self, CatalogError};
 use crate::store::{Store, StoreErrorKind};
+
+/// So often a restore is planned again because something of its plan is gone.
+const PLANNED_AGAIN_MAX: u32 = 3;
 
 /// Restores.
 ///
 /// # Errors
 /// What failed, on what; exit code 3 where there is nothing to restore.
 pub async fn run(arguments: RestoreArguments, clock: Arc<dyn Clock>) -> anyhow::Result<()> {
-    let at: When = arguments
-        .at
-        .parse()
-        .map_err(|message| Exit { message, code: 2 })?;
+    // Once for all tries: "10m ago" stays the same moment.
+    let now = clock.unix();
+    for _ in 0..PLANNED_AGAIN_MAX {
+        match run_once(&arguments, now, Arc::clone(&clock)).await {
+            Err(error) if is_gone(&error) => {
+                tracing::warn!("{error:#}; upkeep has deleted it: planning again");
+            }
+            restored => return restored,
+        }
+    }
+    run_once(&arguments, now, clock).await
+}
+
+/// Whether an object of the plan is gone. Segments are found again by themselves; a snapshot is not.
+fn is_gone(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(to_dir::ToDirError::Source(error)) if error.is_gone()
+    )
+}
+
+async fn run_once(
+    arguments: &RestoreArguments,
+    now: UnixMillis,
+    clock: Arc<dyn Clock>,
+) -> anyhow::Result<()> {
+    let when = When::read(&arguments.at, now)?;
+    let to = Destination::read(arguments)?;
     let store = open_store(&arguments.archive)?;
-    let loaded = match catalog::load(&*store, &[]).await {
+    let mut loaded = match catalog::load(&*store, &[]).await {
         Ok(loaded) => loaded,
-        Err(error) if is_missing(&error) => return nothing(&arguments, error.to_string()),
+        Err(error) if is_missing(&error) => return nothing(arguments, error.to_string()),
         Err(error) => return Err(error.into()),
     };
-    let planned = match plan_for(at, loaded, &*store).await? {
-        (Ok(planned), loaded) => (planned, loaded),
-        (Err(error @ (PlanError::Empty | PlanError::OnlySuspects)), _) => {
-            return nothing(&arguments, format!("{}: {error}", store.address()));
-        }
-        (Err(error), _) => return Err(error.into()),
-    };
-    let (planned, loaded) = planned;
-    if arguments.dry_run {
-        print_plan(&planned, arguments.json);
-        if matches!(at, When::Offset(..)) && !arguments.json {
-            say("whether the offset lies between two commands is found out by restoring");
-        }
-        return Ok(());
-    }
     let archive = loaded.catalog.archive().map(|document| document.archive);
     let archive = archive.ok_or_else(|| anyhow::anyhow!("archive.json is missing"))?;
-    // Where the end cannot be read the restore itself says so, in its place.
-    let payload_bytes = source::payload_bytes(&*store, &planned).await.ok();
-    let total = payload_bytes.map(|bytes| bytes + planned.stream_bytes());
-    let mut progress = Progress::new(clock, total);
-    let restored = to_dir::restore(
+    let planned = match plan_for(when, &mut loaded, &store, archive, now).await? {
+        Ok(planned) => planned,
+        Err(error @ (PlanError::Empty | PlanError::OnlySuspects)) => {
+            return nothing(arguments, format!("{}: {error}", store.address()));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if arguments.dry_run {
+        print_plan(&planned, arguments.json);
+        return Ok(());
+    }
+    match to {
+        // Commands go to the standard output, and nothing else.
+        Destination::Commands => planned.said().iter().for_each(|it| tracing::info!("{it}")),
+        _ if arguments.json => {}
+        _ => planned.said().iter().for_each(|line| say(line)),
+    }
+    let archived = Archived {
         store,
         archive,
-        &planned,
-        &arguments.to,
-        arguments.force,
+        catalog: loaded.catalog,
+    };
+    match to {
+        Destination::Folder(folder) => {
+            restore_folder(archived, &planned, &folder, arguments, clock).await
+        }
+        Destination::Server(server) => {
+            seed_once::run(archived, &planned, *server, arguments, clock).await
+        }
+        Destination::Commands => {
+            through_scratch::commands(archived, &planned, arguments, clock).await
+        }
+    }
+}
+
+/// What is restored from.
+#[derive(Debug)]
+pub struct Archived {
+    /// Where it lies.
+    pub store: Arc<dyn Store>,
+    /// Its id.
+    pub archive: ArchiveId,
+    /// What it holds.
+    pub catalog: Catalog,
+}
+
+async fn restore_folder(
+    archived: Archived,
+    planned: &Planned,
+    folder: &Path,
+    arguments: &RestoreArguments,
+    clock: Arc<dyn Clock>,
+) -> anyhow::Result<()> {
+    let plan = &planned.plan;
+    let options = to_dir::Options {
+        force: arguments.force,
+        format: match arguments.format {
+            FormatFlag::Auto => to_dir::Format::Auto,
+            FormatFlag::Aof => to_dir::Format::Aof,
+            FormatFlag::Rdb => to_dir::Format::Rdb,
+        },
+        ttl: ttl(planned, arguments, &*clock),
+    };
+    let is_payload = plan.stream_bytes() == 0 && options.ttl == Ttl::Keep;
+    if options.format == to_dir::Format::Rdb && !is_payload {
+        return through_scratch::dump(archived, planned, folder, arguments, clock).await;
+    }
+    // Where the end cannot be read the restore itself says so, in its place.
+    let payload_bytes = source::payload_bytes(&*archived.store, plan).await.ok();
+    let total = payload_bytes.map(|bytes| bytes + plan.stream_bytes());
+    let mut progress = Progress::new(clock, total);
+    let restored = to_dir::restore(
+        archived.store,
+        archived.archive,
+        plan,
+        folder,
+        options,
         |bytes| progress.add(bytes),
     )
     .await;
     progress.end();
-    let restored = restored?;
-    say_restored(&planned, &restored, arguments.json);
+    say_restored(planned, &restored?, arguments.json);
     Ok(())
 }
 
-fn say_restored(planned: &Plan, restored: &to_dir::Restored, json: bool) {
+fn say_restored(planned: &Planned, restored: &to_dir::Restored, json: bool) {
+    let plan = &planned.plan;
     let (layout, tally) = (restored.layout, restored.rewritten);
     if let Some(warning) = tally.warning() {
         tracing::warn!("{warning}");
@@ -89,9 +172,11 @@ fn say_restored(planned: &Plan, restored: &to_dir::Restored, json: bool) {
             "layout": layout.name(),
             "appendonly": layout.append_only(),
             "start": start,
-            "timeline": planned.target.timeline.as_u32(),
-            "offset": planned.target.offset.as_u64(),
-            "until_ms": planned.until.0,
+            "timeline": plan.target.timeline.as_u32(),
+            "offset": plan.target.offset.as_u64(),
+            "until_ms": plan.until.0,
+            "received_until_ms": planned.received_until().map(|at| at.0),
+            "next_by_ms": planned.next_by().map(|at| at.0),
             "payload_bytes": restored.payload_bytes,
             "stream_bytes": restored.stream_bytes,
             "rewritten_ttls": tally.ttls,
@@ -108,7 +193,7 @@ fn say_restored(planned: &Plan, restored: &to_dir::Restored, json: bool) {
     }
     say(&format!(
         "restored {} to {}: {} of snapshot and {} of replication stream, written by {}",
-        planned.target,
+        plan.target,
         restored.directory.join(layout.name()).display(),
         bytesize::ByteSize(restored.payload_bytes),
         bytesize::ByteSize(restored.stream_bytes),
@@ -132,7 +217,7 @@ fn say_restored(planned: &Plan, restored: &to_dir::Restored, json: bool) {
     }
 }
 
-fn is_missing(error: &CatalogError) -> bool {
+pub(super) fn is_missing(error: &CatalogError) -> bool {
     match error {
         CatalogError::Missing { .. } => true,
         // `run` makes a folder at its first start, but no bucket: a missing one is a wrong address, and whoever starts
@@ -148,7 +233,11 @@ fn is_missing(error: &CatalogError) -> bool {
 
 fn nothing(arguments: &RestoreArguments, message: String) -> anyhow::Result<()> {
     if arguments.if_archive_exists {
-        say(&format!("nothing restored: {message}"));
+        let said = format!("nothing restored: {message}");
+        match arguments.to.as_str() {
+            "-" => tracing::info!("{said}"),
+            _ => say(&said),
+        }
         return Ok(());
     }
     Err(Exit {
@@ -158,86 +247,12 @@ fn nothing(arguments: &RestoreArguments, message: String) -> anyhow::Result<()> 
     .into())
 }
 
-/// Looks into the end of the timeline that is asked for, and plans.
-async fn plan_for(
-    at: When,
-    mut loaded: Loaded,
-    store: &dyn Store,
-) -> anyhow::Result<(Result<Plan, PlanError>, Loaded)> {
-    let catalog = &loaded.catalog;
-    let head = catalog.head();
-    // An offset without a timeline counts on the head's way: before a failover or a seed, on an ancestor.
-    let on_the_way = |offset: Offset| {
-        let way = head.map(|head| catalog.lineage(head)).unwrap_or_default();
-        let step = way.iter().find(|step| {
-            catalog
-                .timeline(step.timeline)
-                .is_some_and(|timeline| timeline.document.start <= offset)
-        });
-        step.or(way.last()).map(|step| step.timeline)
-    };
-    let target = match at {
-        When::Latest => Target::Latest,
-        When::Timeline(seq) => Target::Timeline(seq),
-        When::Offset(offset, timeline) => match timeline.or_else(|| on_the_way(offset)) {
-            Some(timeline) => Target::Offset(Position { timeline, offset }),
-            // An archive without a head is empty: planned as such.
-            None => Target::Latest,
-        },
-    };
-    if let Target::Timeline(seq) = target {
-        loaded.resolve(store, seq).await?;
-    }
-    let end_of = match target {
-        Target::Latest => loaded.catalog.head().map(|head| head.timeline),
-        Target::Timeline(seq) => Some(seq),
-        Target::Offset(_) => None,
-    };
-    if let Some(damaged) = end_of.and_then(|seq| loaded.damaged(seq)) {
-        bail!("{damaged}; or restore what lies before it with --at offset:N");
-    }
-    Ok((plan(&loaded.catalog, target), loaded))
-}
-
-/// `--at`, as typed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum When {
-    Latest,
-    Timeline(TimelineSeq),
-    Offset(Offset, Option<TimelineSeq>),
-}
-
-impl FromStr for When {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let unreadable = || {
-            format!(
-                "--at {text}: write latest, timeline:SEQ, offset:N or offset:N@SEQ; `perennial ls` shows what there is"
-            )
-        };
-        let seq = |text: &str| text.parse().map(TimelineSeq::new).map_err(|_| unreadable());
-        if text == "latest" {
-            return Ok(Self::Latest);
-        }
-        if let Some(number) = text.strip_prefix("timeline:") {
-            return Ok(Self::Timeline(seq(number)?));
-        }
-        let position = text.strip_prefix("offset:").ok_or_else(unreadable)?;
-        let (offset, timeline) = match position.split_once('@') {
-            Some((offset, timeline)) => (offset, Some(seq(timeline)?)),
-            None => (position, None),
-        };
-        Ok(Self::Offset(
-            offset.parse().map(Offset::new).map_err(|_| unreadable())?,
-            timeline,
-        ))
-    }
-}
-
-fn print_plan(plan: &Plan, json: bool) {
-    let summary = plan.summary();
+fn print_plan(planned: &Planned, json: bool) {
+    let plan = &planned.plan;
     if json {
+        let mut summary = json!(plan.summary());
+        summary["received_until_ms"] = json!(planned.received_until().map(|at| at.0));
+        summary["next_by_ms"] = json!(planned.next_by().map(|at| at.0));
         say(&serde_json::to_string_pretty(&summary).unwrap_or_default());
         return;
     }
@@ -245,7 +260,7 @@ fn print_plan(plan: &Plan, json: bool) {
         "would restore {} (replication id {})\n  last byte received  {}\n  objects             {} ({})\n  replication stream  {}\n  snapshot            {}",
         plan.target,
         plan.id,
-        super::status::time(plan.until),
+        planned.received_until().unwrap_or(plan.until),
         plan.objects(),
         bytesize::ByteSize(plan.stored_bytes()),
         bytesize::ByteSize(plan.stream_bytes()),
@@ -260,35 +275,8 @@ fn print_plan(plan: &Plan, json: bool) {
             leg.segments.len()
         );
     }
-    say(&text);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn moments_are_read_as_written() {
-        let seq = TimelineSeq::new(3);
-        assert_eq!("latest".parse(), Ok(When::Latest));
-        assert_eq!("timeline:3".parse(), Ok(When::Timeline(seq)));
-        assert_eq!("offset:17".parse(), Ok(When::Offset(Offset::new(17), None)));
-        assert_eq!(
-            "offset:17@3".parse(),
-            Ok(When::Offset(Offset::new(17), Some(seq)))
-        );
-        for text in [
-            "teatime",
-            "offset:",
-            "offset:x",
-            "offset:1@",
-            "timeline:",
-            "",
-        ] {
-            assert!(
-                text.parse::<When>().unwrap_err().contains("timeline:SEQ"),
-                "{text}"
-            );
-        }
+    for line in planned.said() {
+        text += &format!("\n  {line}");
     }
+    say(&text);
 }

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::observe::Observed;
 use super::pace::{Pace, Said};
 use super::progress::Progress;
+use super::prune::beside;
 use crate::archive::layout::ArchiveDocument;
 use crate::archive::plan::{Target, continuation, plan};
 use crate::archive::timeline::Catalog;
@@ -24,12 +25,13 @@ use crate::http;
 use crate::position::Ticks;
 use crate::restore::mapped::PrepareError;
 use crate::restore::seeder::{Seeder, SeederOptions};
-use crate::restore::to_replica::{Approach, Seed, SeedError};
+use crate::restore::to_replica::{Approach, Purpose, Seed, SeedError};
 use crate::server::control::Control;
 use crate::server::info::Info;
 use crate::store::Store;
 use crate::store::catalog::{self, CatalogError, Kept, Listing, Loaded};
 use crate::store::measured::{MeasuredStore, Observer};
+use crate::upkeep::Upkeep;
 
 /// A link that held this long begins the waits anew, milliseconds.
 const FRESH_MILLIS: u64 = 10_000;
@@ -95,6 +97,15 @@ pub async fn run(
         Arc::clone(&clock),
     );
     observed.follows(follower.report());
+    let _upkeep = options.upkeep_interval.map(|every| {
+        let upkeep = Upkeep::new(
+            Arc::clone(&store),
+            archive.archive,
+            options.upkeep,
+            Arc::clone(&clock),
+        );
+        beside(upkeep, every, Arc::clone(&observed), Arc::clone(&clock))
+    });
     let shutdown_timeout = options.shutdown_timeout;
     let mut runner = Runner {
         options,
@@ -231,7 +242,7 @@ async fn open_archive(
             return Err(error.into());
         }
         observed.not_ready(format!("the archive cannot be opened: {error}"));
-        let wait = pace.next(&Said::slow(format!("not ready: {error}")));
+        let wait = pace.next(&Said::of_archive(format!("not ready: {error}"), &error));
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             _ = stop.wait_for(|stop| *stop) => return Ok(None),
@@ -340,20 +351,10 @@ impl Runner {
             Ok(control) => control,
             Err(error) => return nothing(error.to_string()),
         };
-        let info = match control.info().await {
-            Ok(info) => info,
-            Err(error) => return nothing(error.to_string()),
+        let mut server = match self.ask_server(&mut control).await {
+            Ok(server) => server,
+            Err(said) => return Ok(Looked::Nothing(said)),
         };
-        if info.is_loading() {
-            return nothing(format!("{} is loading its data", self.options.redis));
-        }
-        let (local_ip, same_machine) = (control.local_ip(), control.is_local());
-        let server =
-            match info.server(|host, port| self.seeder.is_us(host, port, local_ip, same_machine)) {
-                Ok(server) => server,
-                Err(error) => return Ok(Looked::Nothing(Said::slow(error.to_string()))),
-            };
-        self.follower.know_server(&info);
         if self.follower.can_resume(&server) {
             return Ok(Looked::Resume);
         }
@@ -375,7 +376,14 @@ impl Runner {
                 "looking at what the server holds, after what was received from it is stored",
             );
         }
-        self.follower.settle().await;
+        if self.follower.progress().is_some() {
+            self.follower.settle().await;
+            // That takes as long as the store does. Meanwhile it may have been promoted by hand, and written to.
+            server = match self.ask_server(&mut control).await {
+                Ok(server) => server,
+                Err(said) => return Ok(Looked::Nothing(said)),
+            };
+        }
         let mut listing = Listing::Later;
         let decided = loop {
             let (looked, loaded) = match self.read_archive(&server, &mut control, listing).await? {
@@ -400,6 +408,22 @@ impl Runner {
         })))
     }
 
+    /// What the server says of itself; what is said where nothing can be decided about it at the moment.
+    async fn ask_server(&mut self, control: &mut Control) -> Result<Server, Said> {
+        let info = control.info().await;
+        let info = info.map_err(|error| Said::new(error.to_string()))?;
+        if info.is_loading() {
+            let said = format!("{} is loading its data", self.options.redis);
+            return Err(Said::new(said));
+        }
+        let (local_ip, same_machine) = (control.local_ip(), control.is_local());
+        let server = info
+            .server(|host, port| self.seeder.is_us(host, port, local_ip, same_machine))
+            .map_err(|error| Said::slow(error.to_string()))?;
+        self.follower.know_server(&info);
+        Ok(server)
+    }
+
     /// Reads the archive and looks at it beside the server; what is said where neither works at the moment.
     async fn read_archive(
         &mut self,
@@ -422,9 +446,10 @@ impl Runner {
         let loaded = match loaded {
             Ok(loaded) => loaded,
             Err(error @ CatalogError::Store(_)) => {
-                return Ok(Err(Said::slow(format!(
+                let said = format!(
                     "not ready: the archive cannot be read, so nothing is followed or seeded: {error}"
-                ))));
+                );
+                return Ok(Err(Said::of_archive(said, &error)));
             }
             Err(error) => return Err(error.into()),
         };
@@ -560,6 +585,7 @@ impl Runner {
                 text: format!("{}: {end}", self.options.redis),
                 slow: false,
                 fresh,
+                error: false,
             }),
             FollowEnd::Malformed(_) => {
                 Round::Later(Said::slow(format!("{}: {end}", self.options.redis)))
@@ -618,6 +644,7 @@ impl Runner {
             held: server.id,
             seeder,
             approach,
+            purpose: Purpose::Head,
             clock: &*self.clock,
         };
         let mut progress = Progress::lines("seeding", Arc::clone(&self.clock), None);
@@ -627,7 +654,11 @@ impl Runner {
                 self.seeds_failed = 0;
                 self.observed.seeded(true);
                 self.observed.not_ready("seeded; about to be followed");
-                tracing::info!(offset = %end, "seeded: {} is a master again", self.options.redis);
+                tracing::info!(
+                    offset = end.as_u64(),
+                    "seeded: {} is a master again",
+                    self.options.redis
+                );
                 Ok(Round::Again)
             }
             Err(

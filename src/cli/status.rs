@@ -6,7 +6,7 @@ use super::flags::ArchiveArguments;
 use super::{open_store, say};
 use crate::archive::timeline::{Catalog, Timeline};
 use crate::clock::Clock;
-use crate::position::{Position, UnixMillis};
+use crate::position::{Position, TimelineSeq, UnixMillis};
 use crate::shell::quoted;
 use crate::store::catalog::{self, Loaded};
 
@@ -48,9 +48,106 @@ pub fn as_json(loaded: &Loaded, address: &str, now: UnixMillis) -> Value {
         "name": catalog.archive().and_then(|document| document.name.clone()),
         "head": head_json,
         "durable_offset": head.map(|head| head.offset.as_u64()),
+        "restorable": head.map(|head| window_json(catalog, head)),
+        "stored": stored_json(&Stored::of(catalog)),
         "timelines": catalog.timelines().map(|timeline| timeline_json(catalog, timeline)).collect::<Vec<_>>(),
         "problems": problems(catalog, address, now),
     })
+}
+
+/// From which position on every moment up to the head can be restored, and when that was.
+fn window_start(catalog: &Catalog, head: Position) -> (Position, UnixMillis) {
+    let mut start = (head, catalog.received_at(head.timeline));
+    for at in catalog.lineage(head) {
+        let windows = catalog.windows(at.timeline);
+        let window = windows
+            .iter()
+            .find(|run| run.after <= at.offset && at.offset <= run.last);
+        let (Some(window), Some(timeline)) = (window, catalog.timeline(at.timeline)) else {
+            return start;
+        };
+        let mut snapshots = timeline.snapshots.iter();
+        if let Some(first) = snapshots.find(|snapshot| snapshot.offset >= window.after)
+            && first.offset <= at.offset
+        {
+            let position = Position {
+                timeline: at.timeline,
+                offset: first.offset,
+            };
+            start = (position, first.at);
+        }
+        // Behind a gap, or a root: what lies before does not lead here.
+        if window.after > timeline.document.start {
+            return start;
+        }
+    }
+    start
+}
+
+fn window_json(catalog: &Catalog, head: Position) -> Value {
+    let (from, from_at) = window_start(catalog, head);
+    json!({
+        "from": position(from),
+        "from_at": from_at.0,
+        "to": position(head),
+        "to_at": catalog.received_at(head.timeline).0,
+    })
+}
+
+/// What lies in the archive, all timelines together.
+#[derive(Default)]
+struct Stored {
+    snapshots: usize,
+    snapshot_bytes: u64,
+    segments: usize,
+    segment_bytes: u64,
+    /// Bytes of replication stream in them.
+    stream_bytes: u64,
+}
+
+impl Stored {
+    fn of(catalog: &Catalog) -> Self {
+        let mut stored = Self::default();
+        for timeline in catalog.timelines() {
+            let snapshots = &timeline.snapshots;
+            stored.snapshots += snapshots.len();
+            stored.snapshot_bytes += snapshots.iter().map(|entry| entry.bytes).sum::<u64>();
+            let segments = &timeline.segments;
+            stored.segments += segments.len();
+            stored.segment_bytes += segments.iter().map(|entry| entry.bytes).sum::<u64>();
+            stored.stream_bytes += segments.iter().map(|entry| entry.span.bytes()).sum::<u64>();
+        }
+        stored
+    }
+
+    /// How many times smaller the replication stream is as stored, in hundredths.
+    fn ratio_hundredths(&self) -> Option<u64> {
+        (self.stream_bytes * 100).checked_div(self.segment_bytes)
+    }
+}
+
+fn stored_json(stored: &Stored) -> Value {
+    json!({
+        "snapshots": stored.snapshots,
+        "snapshot_bytes": stored.snapshot_bytes,
+        "segments": stored.segments,
+        "segment_bytes": stored.segment_bytes,
+        "stream_bytes": stored.stream_bytes,
+    })
+}
+
+fn stored_line(stored: &Stored) -> String {
+    let ratio = stored.ratio_hundredths().map_or_else(String::new, |ratio| {
+        format!(", {}.{:02} to 1", ratio / 100, ratio % 100)
+    });
+    format!(
+        "stored  {}, {}; {}, {} of replication stream in {}{ratio}",
+        counted(stored.snapshots, "snapshot"),
+        bytesize::ByteSize(stored.snapshot_bytes),
+        counted(stored.segments, "segment"),
+        bytesize::ByteSize(stored.stream_bytes),
+        bytesize::ByteSize(stored.segment_bytes),
+    )
 }
 
 fn timeline_json(catalog: &Catalog, timeline: &Timeline) -> Value {
@@ -131,8 +228,7 @@ pub fn problems(catalog: &Catalog, address: &str, now: UnixMillis) -> Vec<String
 
 /// A moment as text, in UTC.
 pub fn time(at: UnixMillis) -> String {
-    let moment = std::time::UNIX_EPOCH + std::time::Duration::from_millis(at.0);
-    humantime::format_rfc3339_millis(moment).to_string()
+    at.to_string()
 }
 
 fn ago(at: UnixMillis, now: UnixMillis) -> String {
@@ -161,18 +257,69 @@ fn as_text(loaded: &Loaded, address: &str, now: UnixMillis) -> String {
         }
         None => lines.push("latest  nothing can be restored".into()),
     }
+    if let Some(head) = catalog.head() {
+        let (from, from_at) = window_start(catalog, head);
+        lines.push(format!(
+            "window  every moment since {} ({})\n    from {from} on",
+            time(from_at),
+            ago(from_at, now)
+        ));
+    }
+    lines.push(stored_line(&Stored::of(catalog)));
     lines.push(String::new());
-    lines.extend(
-        catalog
-            .timelines()
-            .map(|timeline| timeline_line(catalog, timeline)),
-    );
+    tree(catalog, None, "", &mut lines);
     let problems = problems(catalog, address, now);
     if !problems.is_empty() {
         lines.push(String::new());
         lines.extend(problems.iter().map(|problem| format!("! {problem}")));
     }
     lines.join("\n")
+}
+
+/// The timelines that continue `parent`, each with its own below it. What leads on stays in its column, so that a
+/// history of many restarts is not a staircase; branches beside it are indented.
+fn tree(catalog: &Catalog, parent: Option<TimelineSeq>, indent: &str, lines: &mut Vec<String>) {
+    let is_child = |timeline: &&Timeline| {
+        let named = timeline.document.parent.map(|parent| parent.timeline);
+        // One whose parent is missing is shown among the roots.
+        named.filter(|seq| *seq < timeline.seq() && catalog.timeline(*seq).is_some()) == parent
+    };
+    let children: Vec<&Timeline> = catalog.timelines().filter(is_child).collect();
+    let way = catalog.head().map(|head| catalog.lineage(head));
+    let is_on_the_way = |timeline: &Timeline| {
+        let mut way = way.iter().flatten();
+        way.any(|at| at.timeline == timeline.seq())
+    };
+    let on = children
+        .iter()
+        .position(|child| is_on_the_way(child))
+        .or_else(|| children.len().checked_sub(1));
+    let beside = children
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| Some(*at) != on);
+    for (_, child) in beside {
+        let deeper = match parent {
+            Some(_) => format!("{indent}|   "),
+            None => indent.to_owned(),
+        };
+        branch(catalog, child, &deeper, lines);
+    }
+    if let Some(child) = on.and_then(|on| children.get(on)) {
+        branch(catalog, child, indent, lines);
+    }
+}
+
+fn branch(catalog: &Catalog, timeline: &Timeline, indent: &str, lines: &mut Vec<String>) {
+    let text = timeline_line(catalog, timeline);
+    lines.extend(text.lines().map(|line| format!("{indent}{line}")));
+    for gap in catalog.gaps(timeline.seq()) {
+        lines.push(format!(
+            "{indent}    GAP between offsets {} and {}",
+            gap.after, gap.resumes_at
+        ));
+    }
+    tree(catalog, Some(timeline.seq()), indent, lines);
 }
 
 /// One timeline, on two lines that fit a terminal.
@@ -209,5 +356,67 @@ fn counted(count: usize, what: &str) -> String {
         format!("1 {what}")
     } else {
         format!("{count} {what}s")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::timeline::sketch::Sketch;
+
+    fn shown(sketch: Sketch) -> Vec<String> {
+        let mut lines = Vec::new();
+        tree(&sketch.catalog(), None, "", &mut lines);
+        let short = |line: &String| line.split("  ").take(1).collect::<String>();
+        let heads = lines.iter().filter(|line| line.contains("timeline "));
+        heads
+            .map(|line| match line.split_once("timeline") {
+                Some((indent, rest)) => format!("{indent}{}", short(&rest.trim().to_owned())),
+                None => line.clone(),
+            })
+            .collect()
+    }
+
+    fn root() -> Sketch {
+        Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(0)
+            .segment(1, 100)
+    }
+
+    #[test]
+    fn a_history_of_restarts_is_no_staircase_and_branches_stand_beside() {
+        let restarts = root()
+            .timeline(2, 2, Some((1, 100)), 100)
+            .segment(101, 200)
+            .timeline(3, 3, Some((2, 200)), 200)
+            .segment(201, 300);
+        assert_eq!(shown(restarts), ["1", "2", "3"]);
+        let forked = root()
+            .timeline(2, 2, Some((1, 50)), 50)
+            .segment(51, 60)
+            .timeline(3, 3, Some((1, 100)), 100)
+            .segment(101, 120)
+            .timeline(4, 4, None, 0)
+            .suspect("why")
+            .snapshot(0);
+        assert_eq!(shown(forked), ["4", "1", "|   2", "3"]);
+    }
+
+    #[test]
+    fn the_window_begins_behind_the_last_gap() {
+        let of = |sketch: Sketch| {
+            let catalog = sketch.catalog();
+            let (from, at) = window_start(&catalog, catalog.head().unwrap());
+            (from.timeline.as_u32(), from.offset.as_u64(), at.0)
+        };
+        assert_eq!(of(root()), (1, 0, 0));
+        assert_eq!(of(root().snapshot(50)), (1, 0, 0));
+        assert_eq!(of(root().snapshot(120).segment(121, 130)), (1, 120, 120));
+        let child = root()
+            .timeline(2, 2, Some((1, 80)), 80)
+            .segment(81, 90)
+            .snapshot(85);
+        assert_eq!(of(child), (1, 0, 0), "through the parent");
     }
 }

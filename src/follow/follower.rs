@@ -9,10 +9,13 @@ use tokio::task::JoinHandle;
 use super::announce::AnnouncedPort;
 use super::budget::Budget;
 use super::encode::Encoder;
+use super::later::{Later, SnapshotSource};
 use super::link::Link;
 use super::pipeline::{Pipeline, SealOptions};
 use super::rate::Rate;
+use super::replicas;
 use super::report::Report;
+use super::schedule::{Schedule, ScheduleOptions};
 use super::snapshots::{Parting, SnapshotFailure, SnapshotPace, Taken};
 use super::spool::{Spool, SpoolOptions};
 use super::uploader::{Progress, Shared, Uploader};
@@ -67,6 +70,10 @@ pub struct FollowOptions {
     pub spool: Option<SpoolOptions>,
     /// How many uploads of segments may begin per second, sustained; `None` for no limit.
     pub uploads_per_second: Option<u64>,
+    /// When a timeline gets another snapshot.
+    pub schedule: ScheduleOptions,
+    /// Where it comes from.
+    pub snapshot_source: SnapshotSource,
     /// What is acknowledged.
     pub ack: AckMode,
     /// How long to go on after being told to stop, milliseconds, the last uploads included.
@@ -75,7 +82,7 @@ pub struct FollowOptions {
     pub tls: Option<TlsServer>,
 }
 
-/// Why following ended. Each but the last two is tried again.
+/// Why following ended. Each but the last three is tried again.
 #[derive(Debug)]
 pub enum FollowEnd {
     /// The link could not be made or broke.
@@ -100,6 +107,8 @@ pub enum FollowEnd {
     Snapshot(SnapshotFailure),
     /// The last snapshot failed, and this server sends one with every full resync: not asked yet.
     NotYet,
+    /// The snapshot that was [asked for](Follower::ask_for_snapshot) was taken, or could not be.
+    Asked(Result<Taken, String>),
     /// Told to stop.
     Stopped,
 }
@@ -127,6 +136,8 @@ impl fmt::Display for FollowEnd {
                 "the last snapshot failed, and each full resync makes this server write another one: waiting before \
                  the next",
             ),
+            Self::Asked(Ok(_)) => f.write_str("the snapshot that was asked for is stored"),
+            Self::Asked(Err(why)) => f.write_str(why),
             Self::Stopped => f.write_str("told to stop"),
         }
     }
@@ -140,6 +151,8 @@ pub(super) struct Lane {
     /// command as well: else one that is longer than a link lasts would never arrive.
     pub(super) pipeline: Pipeline,
     pub(super) snapshot: SnapshotNeed,
+    /// Another one, on its way.
+    pub(super) later: Option<Later>,
     /// Where no seed would use it: itself and its ancestors, of which one must be accepted before anything on
     /// it is acknowledged.
     pub(super) suspects: Vec<(TimelineSeq, ReplicationId)>,
@@ -196,8 +209,11 @@ pub struct Follower {
     pub(super) lane: Option<Lane>,
     /// Kept over links and timelines: each attempt at a snapshot makes the master fork.
     pub(super) snapshot_pace: SnapshotPace,
+    pub(super) schedule: Schedule,
+    /// Somebody waits for one snapshot and nothing else.
+    pub(super) asked: bool,
     pub(super) report: Arc<Report>,
-    store: Arc<dyn Store>,
+    pub(super) store: Arc<dyn Store>,
     archive: ArchiveId,
     announced: Option<AnnouncedPort>,
     known: Known,
@@ -208,6 +224,8 @@ pub struct Follower {
 struct Known {
     /// What to announce.
     version: Option<String>,
+    /// Which server it is.
+    server: Option<replicas::Version>,
     /// Every full resync comes with all keys: the server is older than 7.0.
     always_with_keys: bool,
     /// The first byte in the backlog; `None` where INFO does not tell or there is no backlog.
@@ -222,6 +240,7 @@ impl Known {
         let first = info.number("repl_backlog_first_byte_offset");
         *self = Self {
             version: (info.server_name() == "valkey").then(|| info.version().to_owned()),
+            server: Some((info.server_name().to_owned(), info.version_numbers())),
             always_with_keys: info.version_numbers() < FILTERS_SINCE,
             backlog_first: first.filter(|_| active == Some(1)).map(Offset::new),
             no_backlog: active == Some(0),
@@ -260,6 +279,7 @@ impl Follower {
         };
         let report = Report::new(Arc::clone(&clock), Arc::clone(&budget), spool);
         let parting = Parting::new(options.snapshot_part_bytes);
+        let schedule = Schedule::new(options.schedule, clock.ticks());
         Self {
             parting,
             redis,
@@ -270,6 +290,8 @@ impl Follower {
             shared,
             lane: None,
             snapshot_pace: SnapshotPace::default(),
+            schedule,
+            asked: false,
             report,
             store,
             archive,
@@ -304,6 +326,13 @@ impl Follower {
             && self.lane.as_ref().is_some_and(|lane| {
                 lane.uploader.context().id == server.id && server.offset >= lane.pipeline.offset()
             })
+    }
+
+    /// The timeline that is written to.
+    pub fn timeline(&self) -> Option<TimelineSeq> {
+        self.lane
+            .as_ref()
+            .map(|lane| lane.uploader.context().timeline)
     }
 
     /// What is durable and on its way, where something is being followed.
@@ -366,12 +395,17 @@ impl Follower {
                 id: offer.id,
                 after: offer.position.offset,
             });
+        // Before the server is asked: nothing keeps what it answers waiting.
+        let last_snapshot = self.last_snapshot(loaded, decided.offer).await;
         let (link, reply, filtered) = self.ask(psync, stop).await?;
         let opened = self
             .answered(decided, loaded, before, control, is_us, (reply, filtered))
             .await;
         match opened {
-            Ok(lane) => self.begin(lane),
+            Ok(lane) => {
+                self.begin(lane);
+                self.begin_schedule(last_snapshot);
+            }
             Err(end) => {
                 if !filtered && matches!(reply, Reply::Full { .. }) {
                     self.snapshot_pace.failed(self.clock.ticks());
@@ -424,17 +458,21 @@ impl Follower {
         Ok(lane)
     }
 
-    /// Why not to ask now: an answer that is known beforehand and of no use costs an old server a fork.
-    fn too_early(&self, decided: &Follow, before: &Server) -> Option<FollowEnd> {
-        let continues = decided.offer.is_some_and(|offer| {
+    /// Whether the server would go on from what is offered, as far as its INFO tells.
+    pub fn would_continue(&self, decided: &Follow, before: &Server) -> bool {
+        decided.offer.is_some_and(|offer| {
             let after = offer.position.offset;
             let current = before.id == offer.id && before.offset >= after;
             let previous = before
                 .previous
                 .is_some_and(|(id, last)| id == offer.id && last >= after);
             (current || previous) && self.known.continues_after(after)
-        });
-        if continues || !self.known.always_with_keys {
+        })
+    }
+
+    /// Why not to ask now: an answer that is known beforehand and of no use costs an old server a fork.
+    fn too_early(&self, decided: &Follow, before: &Server) -> Option<FollowEnd> {
+        if self.would_continue(decided, before) || !self.known.always_with_keys {
             return None;
         }
         let lags = matches!(before.role, Role::Replica { .. })
@@ -459,7 +497,7 @@ impl Follower {
         if lane.suspects.is_empty() && (is_head || is_new) {
             return Ok(());
         }
-        tracing::warn!(%timeline, %id, "--seed start-over: this server is the head from now on");
+        tracing::warn!(timeline = timeline.as_u32(), %id, "--seed start-over: this server is the head from now on");
         let document = AcceptedDocument {
             format: DOCUMENT_FORMAT,
             accepted_at: self.clock.unix(),
@@ -503,7 +541,7 @@ impl Follower {
         };
         match reply {
             Reply::Continued { id: new } if new.unwrap_or(id) == id => {
-                tracing::info!(%id, offset = %after, "resumed where the link broke off");
+                tracing::info!(%id, offset = after.as_u64(), "resumed where the link broke off");
                 self.stream(&mut link, stop).await
             }
             // A new id or a full resync: decided anew, from an archive that holds everything received.
@@ -519,12 +557,8 @@ impl Follower {
     }
 
     pub(super) fn replica_options(&self, psync: PsyncRequest) -> ReplicaOptions {
-        let auth = self.redis.credentials.as_ref().map(|credentials| Auth {
-            user: credentials.user.clone(),
-            password: credentials.password.clone(),
-        });
         ReplicaOptions {
-            auth,
+            auth: auth_of(&self.redis),
             listening_port: None,
             announce_ip: None,
             version: self.known.version.clone(),
@@ -534,6 +568,11 @@ impl Follower {
             handshake_timeout_ms: HANDSHAKE_MILLIS,
             idle_timeout_ms: IDLE_MILLIS,
         }
+    }
+
+    /// Which server is followed, as its INFO said.
+    pub(super) fn known_server(&self) -> Option<replicas::Version> {
+        self.known.server.clone()
     }
 
     /// Remembers how to ask, from the server's own INFO.
@@ -634,7 +673,7 @@ impl Follower {
                 let bytes = to.bytes_since(from);
                 self.report.gap();
                 tracing::warn!(
-                    %id, %timeline, %from, %to, bytes,
+                    %id, timeline = timeline.as_u32(), from = from.as_u64(), to = to.as_u64(), bytes,
                     "gap: the master's backlog no longer held what was missed; moments inside the gap cannot \
                      be restored; taking a new snapshot (a larger repl-backlog-size avoids this)"
                 );
@@ -735,6 +774,7 @@ impl Follower {
             uploader,
             pipeline,
             snapshot,
+            later: None,
             suspects,
         }
     }
@@ -822,19 +862,26 @@ fn say_new_timeline(
 ) {
     match (suspect, parent) {
         (Some(why), _) => tracing::error!(
-            timeline = %seq, %id, %start,
+            timeline = seq.as_u32(), %id, start = start.as_u64(),
             "suspect timeline: {why}. It is archived but no seed will use it; if this server is right, run \
              `perennial accept {seq} --archive {}`; if not, stop it, remove its dump and append-only files, and \
              start it empty: it is then filled from the head",
             quoted(address)
         ),
         (None, Some(parent)) => {
-            tracing::info!(timeline = %seq, %id, %parent, "following: a child timeline begins");
+            tracing::info!(timeline = seq.as_u32(), %id, %parent, "following: a child timeline begins");
         }
         (None, None) => {
-            tracing::info!(timeline = %seq, %id, %start, "following: a new timeline begins")
+            tracing::info!(timeline = seq.as_u32(), %id, start = start.as_u64(), "following: a new timeline begins")
         }
     }
+}
+
+pub(super) fn auth_of(address: &Address) -> Option<Auth> {
+    address.credentials.as_ref().map(|credentials| Auth {
+        user: credentials.user.clone(),
+        password: credentials.password.clone(),
+    })
 }
 
 pub(super) fn link_end(event: &Event) -> FollowEnd {

@@ -10,6 +10,8 @@
 //! snapshots (second connection) ----'
 //! ```
 //!
+//! Later snapshots come when `schedule` says so, and `later` takes them beside the same link.
+//!
 //! What to follow, and under which timeline, is decided in `decide` and carried out by [`Follower`].
 
 pub mod announce;
@@ -17,10 +19,13 @@ pub mod budget;
 pub mod durable;
 pub mod encode;
 pub mod follower;
+mod later;
 pub mod link;
 pub mod pipeline;
 pub mod rate;
+mod replicas;
 pub mod report;
+pub mod schedule;
 mod session;
 pub mod snapshots;
 pub mod spool;
@@ -28,8 +33,10 @@ pub mod uploader;
 
 pub use durable::Durable;
 pub use follower::{AckMode, FollowEnd, FollowOptions, Follower};
+pub use later::SnapshotSource;
 pub use link::Link;
 pub use pipeline::{Due, PINGS_SEAL_MILLIS, PINGS_WAIT_MILLIS, Pipeline, SealOptions};
 pub use report::{Report, Seen};
+pub use schedule::ScheduleOptions;
 pub use spool::SpoolOptions;
 pub use uploader::{Progress, UPLOADS_IN_FLIGHT_MAX, backoff, jittered};

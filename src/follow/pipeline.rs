@@ -57,6 +57,7 @@ pub struct Pipeline {
     /// A GETACK is in the piece.
     waited: bool,
     last_getack: Option<Ticks>,
+    last_write: Option<Offset>,
 }
 
 impl Pipeline {
@@ -72,12 +73,18 @@ impl Pipeline {
             began: None,
             waited: false,
             last_getack: None,
+            last_write: None,
         }
     }
 
     /// PINGs are sealed at once for a while, as after a GETACK.
     pub fn seal_pings_from(&mut self, now: Ticks) {
         self.last_getack = Some(now);
+    }
+
+    /// What gathers is due now, as if somebody waited for it.
+    pub fn seal_at_once(&mut self) {
+        self.waited |= !self.builder.is_empty();
     }
 
     /// Takes bytes in. Returns whether a GETACK was among them.
@@ -135,6 +142,7 @@ impl Pipeline {
         self.began.get_or_insert(now);
         if writes {
             self.oldest.get_or_insert(now);
+            self.last_write = Some(boundary.offset);
         }
         self.builder.push(Chunk {
             bytes: head,
@@ -163,6 +171,11 @@ impl Pipeline {
     /// When the oldest write came that is not sealed yet; PINGs aside, and commands that are not whole.
     pub fn oldest_write(&self) -> Option<Ticks> {
         self.oldest
+    }
+
+    /// How far the last write reaches, PINGs that came in one read with it included.
+    pub fn last_write(&self) -> Option<Offset> {
+        self.last_write
     }
 
     /// Whether the piece should be sealed now.
@@ -300,6 +313,30 @@ mod tests {
         assert!(!sealed.open);
         assert_eq!(sealed.span.first, Offset::new(101));
         assert_eq!(pipeline.due(Ticks(9999)), None);
+    }
+
+    #[test]
+    fn pings_behind_a_write_are_no_writes() {
+        let mut pipeline = pipeline();
+        receive(&mut pipeline, 10, command(&[b"ping"]));
+        assert_eq!(pipeline.last_write(), None);
+        receive(&mut pipeline, 20, set(3));
+        let written = Some(pipeline.offset());
+        receive(&mut pipeline, 30, command(&[b"ping"]));
+        receive(&mut pipeline, 40, command(&[b"replconf", b"getack", b"*"]));
+        assert_eq!(pipeline.last_write(), written);
+        assert!(written < Some(pipeline.offset()));
+        pipeline.seal();
+        pipeline.seal_at_once();
+        assert_eq!(
+            pipeline.due(Ticks(40)),
+            None,
+            "nothing is there to be sealed"
+        );
+        receive(&mut pipeline, 50 + PINGS_SEAL_MILLIS, command(&[b"ping"]));
+        pipeline.seal_at_once();
+        let due = pipeline.due(Ticks(50 + PINGS_SEAL_MILLIS));
+        assert_eq!(due, Some(Due::Waited));
     }
 
     #[test]

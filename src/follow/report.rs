@@ -12,7 +12,7 @@ use super::snapshots::Taken;
 use super::spool::Spool;
 use super::uploader::Progress;
 use crate::clock::Clock;
-use crate::position::{Offset, Ticks, TimelineSeq};
+use crate::position::{Offset, Ticks, TimelineSeq, UnixMillis};
 
 /// Sealed pieces that are remembered until they are durable. Beyond that the last one stands for those behind it, with
 /// its own, earlier time: an age is never told too small.
@@ -32,6 +32,8 @@ pub struct Report {
     received: AtomicU64,
     /// [`Ticks`] of the oldest write that is in no piece yet, plus one; 0 where there is none.
     gathering: AtomicU64,
+    /// [`Ticks`] of when the next snapshot is due, plus one; 0 where none is.
+    snapshot_due: AtomicU64,
     counts: Counts,
     lane: Mutex<Lane>,
 }
@@ -59,6 +61,7 @@ struct Lane {
     /// Sealed pieces with writes in them: their last offset, and when their oldest write came.
     waiting: VecDeque<(Offset, Ticks)>,
     snapshot: Option<Taken>,
+    found: Option<UnixMillis>,
 }
 
 impl Lane {
@@ -114,6 +117,10 @@ pub struct Seen {
     pub snapshots_failed: u64,
     /// The last snapshot.
     pub snapshot: Option<Taken>,
+    /// When another process took one that was found in the archive.
+    pub snapshot_found: Option<UnixMillis>,
+    /// In how many milliseconds the next one is due if nothing more comes. `None` where none is.
+    pub snapshot_due_millis: Option<u64>,
     /// Bytes in memory on their way.
     pub buffered_bytes: u64,
     /// How many may be.
@@ -145,6 +152,7 @@ impl Report {
             beat: AtomicU64::new(0),
             received: AtomicU64::new(0),
             gathering: AtomicU64::new(0),
+            snapshot_due: AtomicU64::new(0),
             counts: Counts::default(),
             lane: Mutex::default(),
         })
@@ -181,6 +189,7 @@ impl Report {
             suspect,
             waiting: waiting.into_iter().collect(),
             snapshot: lane.snapshot,
+            found: lane.found,
         };
         self.received.store(received.as_u64(), Ordering::Relaxed);
         self.gathering.store(0, Ordering::Relaxed);
@@ -251,6 +260,17 @@ impl Report {
         }
     }
 
+    /// Another process took a snapshot.
+    pub(super) fn snapshot_found(&self, at: UnixMillis) {
+        self.lane().found = Some(at);
+    }
+
+    /// When the next one is due.
+    pub(super) fn snapshot_due(&self, due: Option<Ticks>) {
+        let due = due.map_or(0, |due| due.0.saturating_add(1));
+        self.snapshot_due.store(due, Ordering::Relaxed);
+    }
+
     /// Everything, now.
     pub fn seen(&self) -> Seen {
         let now = self.clock.ticks();
@@ -292,6 +312,10 @@ impl Report {
             snapshots_done: of(&self.counts.snapshots_done),
             snapshots_failed: of(&self.counts.snapshots_failed),
             snapshot: lane.snapshot,
+            snapshot_found: lane.found,
+            snapshot_due_millis: of(&self.snapshot_due)
+                .checked_sub(1)
+                .map(|due| Ticks(due).since(now)),
             buffered_bytes: self.budget.used(),
             buffer_bytes_max: self.budget.bytes_max(),
             spooled: self
@@ -425,6 +449,18 @@ mod tests {
         );
         scene.durable(pieces * 10);
         assert_eq!(scene.lag(), (0, 0));
+    }
+
+    #[test]
+    fn the_next_snapshot_is_so_far_away() {
+        let scene = Scene::at(1000);
+        assert_eq!(scene.report.seen().snapshot_due_millis, None);
+        scene.report.snapshot_due(Some(Ticks(5000)));
+        assert_eq!(scene.report.seen().snapshot_due_millis, Some(4000));
+        scene.time(6000);
+        assert_eq!(scene.report.seen().snapshot_due_millis, Some(0));
+        scene.report.snapshot_due(None);
+        assert_eq!(scene.report.seen().snapshot_due_millis, None);
     }
 
     #[test]

@@ -9,10 +9,11 @@ use tokio::sync::watch;
 
 use super::budget::Reservation;
 use super::follower::{AckMode, FollowEnd, Follower, SnapshotNeed, link_end};
+use super::later::Turn;
 use super::link::Link;
 use super::pipeline::Pipeline;
 use super::report::BEAT_MILLIS;
-use super::snapshots::{Feed, SnapshotFailure, SnapshotPace, Taken, fetch};
+use super::snapshots::{Ask, Feed, SnapshotFailure, SnapshotPace, Taken, fetch};
 use super::uploader::{EncodedBlock, Piece, Progress, Uploader};
 use crate::archive::layout::accepted_prefix;
 use crate::position::{Offset, Ticks};
@@ -35,9 +36,9 @@ const ACCEPTED_LOOK_MAX: Duration = Duration::from_secs(60);
 const RECEIVED_ACK_MILLIS: u64 = 100;
 
 /// What one link holds that is not in the uploader yet.
-struct Session {
+pub(super) struct Session {
     pipeline: Pipeline,
-    uploader: Arc<Uploader>,
+    pub(super) uploader: Arc<Uploader>,
     blocks: Vec<EncodedBlock>,
     gathering: Reservation,
     /// The payload on the link itself, until its last byte.
@@ -47,12 +48,39 @@ struct Session {
     received_acked: Ticks,
 }
 
+impl Session {
+    /// The last byte received.
+    pub(super) fn offset(&self) -> Offset {
+        self.pipeline.offset()
+    }
+
+    /// The last command boundary received.
+    pub(super) fn boundary(&self) -> Offset {
+        self.pipeline.boundary().offset
+    }
+
+    /// What gathers goes to the store without waiting for more.
+    pub(super) fn seal_at_once(&mut self) {
+        self.pipeline.seal_at_once();
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stop_at.is_some()
+    }
+
+    /// The store refuses pieces at the moment.
+    pub(super) fn is_store_failing(&self) -> bool {
+        self.uploader.subscribe().borrow().failing.is_some()
+    }
+}
+
 enum Wake {
     Event(Event),
     Progress,
     Deadline,
     Room,
     Snapshot(Result<Taken, SnapshotFailure>),
+    Later(Turn),
     Accepted,
     Stop,
 }
@@ -98,6 +126,8 @@ impl Follower {
         let pipeline = &session.pipeline;
         self.report
             .turned(now, pipeline.offset(), pipeline.oldest_write());
+        self.report
+            .snapshot_due(self.schedule.due_at(pipeline.offset()));
     }
 
     async fn run(
@@ -111,6 +141,8 @@ impl Follower {
         loop {
             self.acknowledge(session, link, &progress);
             self.start_snapshot(&session.uploader);
+            self.start_later(session, self.clock.ticks());
+            self.seal_for_later(session);
             let before = self.clock.ticks();
             let read = self.budget.has_room();
             if !read && session.feed.is_none() && self.is_spool_full() {
@@ -126,6 +158,7 @@ impl Follower {
                     session.feed = session.feed.take().filter(|_| result.is_ok());
                     self.snapshot_ended(result)
                 }
+                Wake::Later(turn) => self.later_turned(turn),
                 Wake::Accepted => {
                     self.accepted();
                     accepted.set(self.until_accepted());
@@ -195,16 +228,31 @@ impl Follower {
             .map(|(due, ready)| due.max(ready));
         let stall_at = (!read && session.feed.is_none())
             .then(|| now.plus(STALL_MILLIS_MAX.saturating_sub(session.stalled_millis)));
-        let deadline = [seal_at, stall_at, session.stop_at, self.snapshot_due()]
-            .into_iter()
-            .flatten()
-            .min();
+        let deadline = [
+            seal_at,
+            stall_at,
+            session.stop_at,
+            self.snapshot_due(),
+            self.later_due(session),
+        ]
+        .into_iter()
+        .flatten()
+        .min();
         let sleep = Duration::from_millis(
             deadline.map_or(BEAT_MILLIS, |at| at.since(now).min(BEAT_MILLIS)),
         );
         let stopping = session.stop_at.is_some();
         let budget = Arc::clone(&self.budget);
-        let snapshot = self.lane.as_mut().map(|lane| &mut lane.snapshot);
+        let (snapshot, later) = match &mut self.lane {
+            Some(lane) => (Some(&mut lane.snapshot), lane.later.as_mut()),
+            None => (None, None),
+        };
+        let later = async {
+            match later {
+                Some(later) => later.turn().await,
+                None => std::future::pending().await,
+            }
+        };
         let snapshot = async {
             match snapshot {
                 Some(SnapshotNeed::Running { task, .. }) => task.await.expect(
@@ -220,6 +268,7 @@ impl Follower {
             () = tokio::time::sleep(sleep) => Wake::Deadline,
             () = budget.room(), if !read => Wake::Room,
             result = snapshot => Wake::Snapshot(result),
+            turn = later => Wake::Later(turn),
             _ = stop.wait_for(|stop| *stop), if !stopping => Wake::Stop,
         }
     }
@@ -287,15 +336,19 @@ impl Follower {
             lane.snapshot = SnapshotNeed::Wanted;
             self.report.snapshot_ended(None);
             self.snapshot_pace.failed(now);
+            self.schedule.forked(now);
         }
     }
 
-    fn receive(&self, session: &mut Session, bytes: Bytes) -> Result<(), FollowEnd> {
+    fn receive(&mut self, session: &mut Session, bytes: Bytes) -> Result<(), FollowEnd> {
         let now = self.clock.ticks();
         let waited = session
             .pipeline
             .receive(now, self.clock.unix(), bytes)
             .map_err(FollowEnd::Malformed)?;
+        if let Some(written) = session.pipeline.last_write() {
+            self.schedule.wrote(written);
+        }
         self.take_ready(session);
         if waited {
             session.received_acked = Ticks(0);
@@ -372,7 +425,10 @@ impl Follower {
 
     fn accepted(&mut self) {
         if let Some(lane) = &mut self.lane {
-            tracing::info!(timeline = %lane.uploader.context().timeline, "accepted: acknowledging from now on");
+            tracing::info!(
+                timeline = lane.uploader.context().timeline.as_u32(),
+                "accepted: acknowledging from now on"
+            );
             lane.suspects.clear();
             self.report.accepted();
         }
@@ -429,10 +485,19 @@ impl Follower {
             Arc::clone(&self.parting),
             Arc::clone(&self.clock),
         );
+        let ask = Ask {
+            options,
+            beside: None,
+            floor: Offset::ZERO,
+        };
         let task = tokio::spawn(async move {
-            let fetched = fetch(&redis, options, uploader, encoder, budget, parting, clock);
+            let fetched = fetch(&redis, ask, uploader, encoder, budget, parting, clock);
             let taken = fetched.await?;
-            tracing::info!(offset = %taken.offset, bytes = taken.bytes, "snapshot complete");
+            tracing::info!(
+                offset = taken.offset.as_u64(),
+                bytes = taken.bytes,
+                "snapshot complete"
+            );
             Ok(taken)
         });
         lane.snapshot = SnapshotNeed::Running {
@@ -445,13 +510,18 @@ impl Follower {
     fn snapshot_ended(&mut self, result: Result<Taken, SnapshotFailure>) -> Result<(), FollowEnd> {
         let now = self.clock.ticks();
         self.report.snapshot_ended(result.as_ref().ok().copied());
+        self.schedule.forked(now);
         let Some(lane) = &mut self.lane else {
             return Ok(());
         };
-        let Err(error) = result else {
-            lane.snapshot = SnapshotNeed::None;
-            self.snapshot_pace = SnapshotPace::default();
-            return Ok(());
+        let error = match result {
+            Ok(taken) => {
+                lane.snapshot = SnapshotNeed::None;
+                self.snapshot_pace = SnapshotPace::default();
+                self.snapshot_stands(now, taken);
+                return self.answer(Ok(taken));
+            }
+            Err(error) => error,
         };
         lane.snapshot = SnapshotNeed::Wanted;
         let (attempts, wait_ms) = self.snapshot_pace.failed(now);

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::archive::layout::PART_MAX;
@@ -19,6 +19,7 @@ use crate::archive::snapshot::SnapshotError;
 use crate::clock::Clock;
 use crate::follow::budget::{Budget, Reservation};
 use crate::follow::encode::Encoder;
+use crate::follow::later::until_stored;
 use crate::follow::link::Link;
 use crate::follow::spool::SpoolError;
 use crate::follow::uploader::{Uploader, backoff, jittered};
@@ -130,6 +131,21 @@ pub enum SnapshotFailure {
         /// What is wrong.
         error: SnapshotError,
     },
+    /// What the server holds is older than what the archive has a snapshot of.
+    #[error("{address} lags behind: its snapshot would stand at {offset}, the last one at {floor}")]
+    Behind {
+        /// The server.
+        address: String,
+        /// Its snapshot's.
+        offset: Offset,
+        /// The last one's.
+        floor: Offset,
+    },
+    /// What leads to it is not in the store.
+    #[error(
+        "the snapshot at offset {0} is given up: the replication stream up to it did not reach the archive in time"
+    )]
+    NotStored(Offset),
     /// The store failed.
     #[error("the snapshot could not be stored: {0}")]
     Store(#[from] StoreError),
@@ -230,7 +246,11 @@ impl Feed {
                     Fed::Bytes(bytes, _held) => sink.write(bytes).await?,
                     Fed::End => {
                         let taken = sink.finish(&address, &*clock).await?;
-                        tracing::info!(%offset, bytes = taken.bytes, "snapshot complete");
+                        tracing::info!(
+                            offset = offset.as_u64(),
+                            bytes = taken.bytes,
+                            "snapshot complete"
+                        );
                         return Ok(taken);
                     }
                 }
@@ -255,6 +275,18 @@ impl Feed {
     }
 }
 
+/// What is asked for.
+#[derive(Debug)]
+pub struct Ask {
+    /// How we introduce ourselves.
+    pub options: ReplicaOptions,
+    /// Where the timeline has a snapshot and its replication stream is being stored: is told the offset, and the
+    /// snapshot becomes complete only when all before it is stored.
+    pub beside: Option<oneshot::Sender<Offset>>,
+    /// An older snapshot than this is of no use.
+    pub floor: Offset,
+}
+
 /// Fetches a snapshot over a connection of its own. With `rdb-only 1` (6.2+) the master does not feed it the
 /// replication stream, so a slow upload fills no output buffer; an older one does so until the payload has
 /// been read (`protocol-facts` 2.2).
@@ -263,7 +295,7 @@ impl Feed {
 /// [`SnapshotFailure`]; nothing is left in the store then.
 pub async fn fetch(
     source: &Address,
-    options: ReplicaOptions,
+    ask: Ask,
     uploader: Arc<Uploader>,
     encoder: Arc<Encoder>,
     budget: Arc<Budget>,
@@ -279,8 +311,10 @@ pub async fn fetch(
         rdb_only: true,
         rdb_filter_only: None,
         psync: PsyncRequest::Full,
-        ..options
+        ..ask.options
     };
+    let mut beside = ask.beside;
+    let mut behind = None;
     let endpoint: &Endpoint = &source.endpoint;
     let mut link = Link::open(endpoint, |_| None, options, Arc::clone(&clock))
         .await
@@ -296,7 +330,17 @@ pub async fn fetch(
                     found: id,
                 });
             }
+            Event::FullResync { offset, .. } if offset < ask.floor => {
+                return Err(SnapshotFailure::Behind {
+                    address,
+                    offset,
+                    floor: ask.floor,
+                });
+            }
             Event::FullResync { offset, .. } => {
+                if let Some(told) = beside.take() {
+                    behind = told.send(offset).is_ok().then_some(offset);
+                }
                 let begun = SnapshotSink::begin(
                     Arc::clone(&uploader),
                     Arc::clone(&encoder),
@@ -316,6 +360,11 @@ pub async fn fetch(
                 let sink = sink.ok_or_else(|| failed("a payload without an offset".into()))?;
                 // Else an older master goes on feeding it while the store takes its time.
                 drop(link);
+                if let Some(offset) = behind
+                    && !until_stored(&uploader, offset).await
+                {
+                    return Err(SnapshotFailure::NotStored(offset));
+                }
                 return sink.finish(&address, &*clock).await;
             }
             Event::Refused(refusal) => return Err(SnapshotFailure::Refused { address, refusal }),

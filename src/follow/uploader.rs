@@ -410,7 +410,11 @@ impl Uploader {
 
     /// Nothing behind such a piece is ever confirmed as durable here; whoever follows has to ask for it again.
     fn lose(&self, span: Span, error: &SpoolError) {
-        tracing::error!(first = %span.first, last = %span.last, "{error}; asking the master for it again");
+        tracing::error!(
+            first = span.first.as_u64(),
+            last = span.last.as_u64(),
+            "{error}; asking the master for it again"
+        );
         let in_flight = self.in_flight.fetch_sub(1, Ordering::AcqRel) - 1;
         self.progress.send_modify(|progress| {
             progress.in_flight = in_flight;

@@ -7,10 +7,12 @@
 //! master      our side when we seed a server, or refuse one
 //! resp        where commands end in the replication stream
 //! request     single requests, decoded
+//! rdb         where the keys of a dump lie
 //! ```
 
 pub mod handshake;
 pub mod master;
+pub mod rdb;
 pub mod replica;
 pub mod request;
 pub mod resp;

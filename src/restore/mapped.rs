@@ -112,6 +112,39 @@ pub async fn prepare(
     })
 }
 
+/// Prepares a copy: always under an id of its own, which is written down nowhere.
+///
+/// # Errors
+/// [`PrepareError`].
+pub async fn prepare_copy(
+    store: &Arc<dyn Store>,
+    archive: ArchiveId,
+    plan: &Plan,
+) -> Result<Prepared, PrepareError> {
+    let tally = if plan.may_be_rewritten() {
+        measure(store, archive, plan).await?
+    } else {
+        Tally {
+            bytes: plan.stream_bytes(),
+            ..Tally::default()
+        }
+    };
+    Ok(Prepared {
+        approved: Approved {
+            id: random_id()?,
+            spelling: Spelling::Rewritten,
+        },
+        end: plan.snapshot.offset.plus(tally.bytes),
+        tally,
+    })
+}
+
+fn random_id() -> Result<ReplicationId, PrepareError> {
+    let mut raw = [0; 20];
+    getrandom::fill(&mut raw).map_err(|error| PrepareError::Random(error.to_string()))?;
+    Ok(ReplicationId::from_raw(raw))
+}
+
 /// How long the replication stream is as it will be sent, and what is rewritten in it.
 async fn measure(
     store: &Arc<dyn Store>,
@@ -155,9 +188,7 @@ async fn create(
     seeded: Source,
     clock: &dyn Clock,
 ) -> Result<ReplicationId, PrepareError> {
-    let mut raw = [0; 20];
-    getrandom::fill(&mut raw).map_err(|error| PrepareError::Random(error.to_string()))?;
-    let id = ReplicationId::from_raw(raw);
+    let id = random_id()?;
     let document = TimelineDocument {
         format: DOCUMENT_FORMAT,
         seq: catalog.next_seq(),
@@ -178,7 +209,7 @@ async fn create(
         return Err(PrepareError::NumberTaken);
     }
     tracing::info!(
-        timeline = %document.seq, %id, parent = %plan.target, start = %end,
+        timeline = document.seq.as_u32(), %id, parent = %plan.target, start = end.as_u64(),
         "a timeline for a seed with rewritten bytes"
     );
     Ok(id)

@@ -2,10 +2,20 @@
 
 mod ahead;
 mod door;
+pub mod drill;
+mod fill;
 pub mod mapped;
+pub mod moment;
 mod refusal;
 pub mod rewrite;
 pub mod seeder;
 pub mod source;
+pub mod to_commands;
 pub mod to_dir;
+pub mod to_dump;
 pub mod to_replica;
+pub mod ttl;
+pub mod verify;
+
+#[cfg(test)]
+mod merged_meanwhile;

@@ -78,6 +78,8 @@ pub struct Offering {
     pub archive: ArchiveId,
     /// What to send.
     pub plan: Plan,
+    /// Sent behind the plan's replication stream; nothing under an archived id.
+    pub epilogue: Bytes,
     /// Where a replica that already holds a position goes on; everything else gets a full resync. Only for
     /// a server whose data this archive contains.
     pub continue_at: Option<(Position, ReplicationId)>,
@@ -547,6 +549,10 @@ impl Connection {
             None => self.send_payload(offering, approved.id).await?,
         }
         self.send_stream(offering, approved.spelling).await?;
+        if !offering.epilogue.is_empty() {
+            self.core.stream(offering.epilogue.clone())?;
+            self.flush(offering).await?;
+        }
         offering
             .progress
             .send_modify(|progress| progress.all_sent = true);

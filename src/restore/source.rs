@@ -9,21 +9,23 @@ use tokio::task::JoinHandle;
 
 use super::ahead::{self, ReadAhead};
 use super::rewrite::{Rewriter, Tally};
-use crate::archive::block::{Block, Content, decode_header};
-use crate::archive::layout::{ArchiveId, Object, ObjectName};
+use crate::archive::block::{Block, Content};
+use crate::archive::layout::{ArchiveId, Object, ObjectName, merged_prefix, segments_prefix};
 use crate::archive::plan::{Leg, Plan, Rewriting};
 use crate::archive::segment::{SegmentError, SegmentReader};
-use crate::archive::snapshot::{SnapshotReadError, SnapshotReader};
+use crate::archive::snapshot::{
+    END_BLOCK_BYTES_MAX, SnapshotReadError, SnapshotReader, payload_bytes_in,
+};
+use crate::archive::timeline::SegmentEntry;
+use crate::archive::times::Times;
 use crate::position::{Offset, UnixMillis};
 use crate::proto::resp::{CommandCursor, Malformed};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, StoreErrorKind};
 
 /// Pieces read ahead of whoever takes them.
 const PIECES_AHEAD_MAX: usize = 2;
-/// The end block of a snapshot lies within this many last bytes of its object.
-const END_BLOCK_BYTES_MAX: u64 = 256 * 1024;
-/// A time further than this past what later bytes say came from a clock that was wrong, milliseconds.
-const CLOCK_AHEAD_MILLIS_MAX: u64 = 24 * 60 * 60 * 1000;
+/// So often in a row, without a byte in between, the list of segments is read again because one of them is gone.
+const LISTED_AGAIN_MAX: u32 = 3;
 
 /// Which bytes of the replication stream are wanted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -101,6 +103,13 @@ pub enum SourceError {
         /// The last boundary before it.
         boundary: Offset,
     },
+}
+
+impl SourceError {
+    /// Whether an object is gone that was there when the restore was planned: planned again, it may well succeed.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Store(error) if error.kind == StoreErrorKind::NotFound)
+    }
 }
 
 /// Checked bytes that are read ahead by a task of their own.
@@ -203,17 +212,7 @@ pub async fn payload_bytes(store: &dyn Store, plan: &Plan) -> Result<u64, Source
     let (name, length) = plan.snapshot.last_object();
     let from = length.saturating_sub(END_BLOCK_BYTES_MAX);
     let tail = ahead::read(store, &name, from..length).await?;
-    // Headers bear a checksum of their own, so what decodes as one is one.
-    (0..tail.len())
-        .rev()
-        .find_map(|at| match decode_header(&tail[at..], from + at as u64) {
-            Ok(Some((header, _))) => match header.content {
-                Content::End { bytes } => Some(bytes),
-                Content::Rdb { .. } | Content::Commands { .. } => None,
-            },
-            _ => None,
-        })
-        .ok_or(SourceError::NoEnd { name })
+    payload_bytes_in(&tail).ok_or(SourceError::NoEnd { name })
 }
 
 /// The plan's replication stream, cut at its target, which must be a command boundary.
@@ -231,13 +230,15 @@ pub fn stream(
             // Offsets may begin anew from leg to leg; the commands go on.
             cursor: CommandCursor::new(start, None),
             rewriter: rewriting.then(|| Rewriter::new(Rewriting::default())),
-            times: Times::new(&legs),
-            objects: ReadAhead::new(store, objects_of(&legs)),
+            times: Times::new(begins(&legs)),
+            objects: ReadAhead::new(Arc::clone(&store), objects_of(&legs)),
+            reached: start,
+            store,
             sender,
             told,
         };
-        for leg in &legs {
-            if !stream.read_leg(archive, leg).await? {
+        for (at, leg) in legs.iter().enumerate() {
+            if !stream.read_leg(archive, leg, &legs[at + 1..]).await? {
                 return Ok(());
             }
         }
@@ -251,17 +252,51 @@ pub fn stream(
     })
 }
 
+fn segments(legs: &[Leg]) -> impl Iterator<Item = &SegmentEntry> {
+    legs.iter().flat_map(|leg| &leg.segments)
+}
+
+fn begins(legs: &[Leg]) -> impl Iterator<Item = UnixMillis> {
+    segments(legs).map(|segment| segment.span.first_at)
+}
+
 fn objects_of(legs: &[Leg]) -> Vec<(ObjectName, u64)> {
-    legs.iter()
-        .flat_map(|leg| &leg.segments)
+    segments(legs)
         .map(|segment| (segment.name.clone(), segment.bytes))
         .collect()
 }
 
+/// The segments of a leg's timeline. Merged ones come last: what upkeep has deleted before the first list is among them.
+async fn stored_segments(store: &dyn Store, leg: &Leg) -> Result<Vec<SegmentEntry>, StoreError> {
+    let mut listed = store
+        .list(&segments_prefix(leg.timeline, &leg.id), None)
+        .await?;
+    listed.extend(
+        store
+            .list(&merged_prefix(leg.timeline, &leg.id), None)
+            .await?,
+    );
+    let segments =
+        listed
+            .into_iter()
+            .filter_map(|listed| match Object::parse(listed.name.as_str()) {
+                Some(Object::Segment { span, .. }) => Some(SegmentEntry {
+                    name: listed.name,
+                    span,
+                    bytes: listed.bytes,
+                }),
+                _ => None,
+            });
+    Ok(segments.collect())
+}
+
 /// A replication stream that is being read.
 struct Stream {
+    store: Arc<dyn Store>,
     /// The segments of all legs.
     objects: ReadAhead,
+    /// The last byte that was given, in the offsets of its leg.
+    reached: Offset,
     cursor: CommandCursor,
     rewriter: Option<Rewriter>,
     times: Times,
@@ -271,23 +306,55 @@ struct Stream {
 
 impl Stream {
     /// `false` where nobody takes any more.
-    async fn read_leg(&mut self, archive: ArchiveId, leg: &Leg) -> Result<bool, SourceError> {
+    async fn read_leg(
+        &mut self,
+        archive: ArchiveId,
+        leg: &Leg,
+        later: &[Leg],
+    ) -> Result<bool, SourceError> {
         if let Some(rewriter) = &mut self.rewriter {
             rewriter.set_rewriting(Rewriting::of(&leg.source));
         }
-        let mut reached = leg.after;
+        self.reached = leg.after;
+        let mut rest = leg.clone();
+        let mut in_a_row = 0;
+        loop {
+            let began = self.reached;
+            let error = match self.read_segments(archive, &rest).await {
+                Err(error) if error.is_gone() => error,
+                read => return read,
+            };
+            in_a_row = if self.reached == began {
+                in_a_row + 1
+            } else {
+                1
+            };
+            if in_a_row > LISTED_AGAIN_MAX {
+                return Err(error);
+            }
+            // Upkeep put another segment in its place: the same bytes under another name.
+            let stored = stored_segments(&*self.store, leg).await?;
+            rest = leg.behind(self.reached, stored).ok_or(error)?;
+            tracing::debug!(timeline = %leg.timeline, reached = %self.reached, "segments are listed again");
+            let legs = [std::slice::from_ref(&rest), later].concat();
+            self.objects = ReadAhead::new(Arc::clone(&self.store), objects_of(&legs));
+            self.times = self.times.again(begins(&legs));
+        }
+    }
+
+    async fn read_segments(&mut self, archive: ArchiveId, leg: &Leg) -> Result<bool, SourceError> {
         for segment in &leg.segments {
-            self.times.begin_segment();
+            self.times.begin();
             let name = &segment.name;
             let damaged = |error| SourceError::Segment {
                 name: name.clone(),
                 error: Box::new(error),
             };
-            if segment.span.first > reached.next() {
+            if segment.span.first > self.reached.next() {
                 return Err(SourceError::Hole {
                     timeline: leg.timeline,
                     name: name.clone(),
-                    expected: reached.next(),
+                    expected: self.reached.next(),
                 });
             }
             let object = Object::parse(name.as_str()).ok_or_else(|| SourceError::WrongKind {
@@ -301,9 +368,9 @@ impl Stream {
                 reader.push(piece.bytes);
                 while let Some(block) = reader.next().map_err(damaged)? {
                     let marks = self.rewriter.as_ref().map(|_| Marks::of(&block));
-                    let bytes = cut(block, reached, leg.to);
-                    let first = reached.next();
-                    reached = reached.plus(bytes.len() as u64);
+                    let bytes = cut(block, self.reached, leg.to);
+                    let first = self.reached.next();
+                    self.reached = self.reached.plus(bytes.len() as u64);
                     self.cursor.feed(&bytes)?;
                     if !self.give(bytes, first, marks).await {
                         return Ok(false);
@@ -315,10 +382,10 @@ impl Stream {
             }
             reader.finish().map_err(damaged)?;
         }
-        if reached != leg.to {
+        if self.reached != leg.to {
             return Err(SourceError::Short {
                 expected: leg.to,
-                found: reached,
+                found: self.reached,
             });
         }
         Ok(true)
@@ -369,54 +436,6 @@ impl Marks {
     }
 }
 
-/// Makes the times of a plan's bytes monotone: clocks are set back, and some were wrong.
-struct Times {
-    /// For each segment, the earliest time at which any later one begins.
-    later: std::vec::IntoIter<UnixMillis>,
-    earliest_later: UnixMillis,
-    now: UnixMillis,
-}
-
-impl Times {
-    fn new(legs: &[Leg]) -> Self {
-        let segments = legs.iter().flat_map(|leg| &leg.segments);
-        let begins: Vec<UnixMillis> = segments.map(|segment| segment.span.first_at).collect();
-        let mut earliest = UnixMillis(u64::MAX);
-        let mut later: Vec<UnixMillis> = begins
-            .iter()
-            .rev()
-            .map(|begin| {
-                let behind = earliest;
-                earliest = earliest.min(*begin);
-                behind
-            })
-            .collect();
-        later.reverse();
-        Self {
-            later: later.into_iter(),
-            earliest_later: UnixMillis(u64::MAX),
-            now: UnixMillis(0),
-        }
-    }
-
-    fn begin_segment(&mut self) {
-        self.earliest_later = self.later.next().unwrap_or(UnixMillis(u64::MAX));
-    }
-
-    /// The time that counts for bytes which the clock says were received at `at`. A clock that was set back is
-    /// held at the latest time; one that was far ahead, as the bytes behind it show, counts as those.
-    fn at(&mut self, at: UnixMillis) -> UnixMillis {
-        let highest = self.earliest_later.0.saturating_add(CLOCK_AHEAD_MILLIS_MAX);
-        let trusted = if at.0 > highest {
-            self.earliest_later
-        } else {
-            at
-        };
-        self.now = self.now.max(trusted);
-        self.now
-    }
-}
-
 /// The part of a block that lies in `(reached, to]`: neighbours overlap byte for byte.
 fn cut(block: Block, reached: Offset, to: Offset) -> Bytes {
     let Content::Commands { first, last } = block.header.content else {
@@ -430,48 +449,4 @@ fn cut(block: Block, reached: Offset, to: Offset) -> Bytes {
         return Bytes::new();
     }
     bytes.split_off(skip)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::archive::plan::{Target, plan};
-    use crate::archive::timeline::sketch::Sketch;
-
-    const DAY: u64 = CLOCK_AHEAD_MILLIS_MAX;
-
-    /// Times for segments that begin at these.
-    fn times(begins: &[u64]) -> Times {
-        let mut sketch = Sketch::default().timeline(1, 1, None, 0).snapshot(0);
-        for (number, begin) in (0..).zip(begins) {
-            sketch = sketch.segment_at(number * 10 + 1, number * 10 + 10, *begin, *begin);
-        }
-        Times::new(&plan(&sketch.catalog(), Target::Latest).unwrap().legs)
-    }
-
-    #[test]
-    fn a_clock_that_goes_back_is_held() {
-        let mut times = times(&[1000, 900]);
-        times.begin_segment();
-        assert_eq!(times.at(UnixMillis(1000)), UnixMillis(1000));
-        times.begin_segment();
-        assert_eq!(times.at(UnixMillis(900)), UnixMillis(1000));
-        assert_eq!(times.at(UnixMillis(1001)), UnixMillis(1001));
-    }
-
-    #[test]
-    fn a_clock_that_was_far_ahead_is_not_believed() {
-        let mut times = times(&[1000, 50 * DAY, 2000]);
-        times.begin_segment();
-        assert_eq!(times.at(UnixMillis(1500)), UnixMillis(1500));
-        times.begin_segment();
-        assert_eq!(times.at(UnixMillis(50 * DAY)), UnixMillis(2000));
-        times.begin_segment();
-        assert_eq!(times.at(UnixMillis(2100)), UnixMillis(2100));
-        assert_eq!(
-            times.at(UnixMillis(60 * DAY)),
-            UnixMillis(60 * DAY),
-            "nothing says otherwise"
-        );
-    }
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::rewrite::Tally;
 use super::source::{self, Checked, SourceError, Spelling};
+use super::ttl::{Ttl, TtlError, Writer};
 use crate::archive::layout::ArchiveId;
 use crate::archive::plan::Plan;
 use crate::archive::snapshot::{RdbHead, RdbMagic, read_head};
@@ -32,6 +33,9 @@ const FIRST_VERSION_WITH_DIRECTORY: u32 = 10;
 /// The first RDB version of servers that read a payload at the head of `appendonly.aof`: 4.0.
 const FIRST_VERSION_WITH_PREAMBLE: u32 = 8;
 
+/// The first RDB version of servers whose hash fields may expire: redis 7.4.
+const FIRST_VERSION_WITH_FIELD_TTLS: u32 = 12;
+
 /// Why files could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum ToDirError {
@@ -54,6 +58,9 @@ pub enum ToDirError {
         /// The file.
         path: PathBuf,
     },
+    /// Times of expiry cannot be changed as asked for.
+    #[error(transparent)]
+    Ttl(#[from] TtlError),
     /// There is data already.
     #[error(
         "{} already holds data ({found}): nothing was touched; choose another folder, or --force to move it aside",
@@ -136,6 +143,48 @@ impl Layout {
     }
 }
 
+/// Which files are asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Format {
+    /// Those that the servers which the archive was taken from start from.
+    #[default]
+    Auto,
+    /// Append-only files, also where nothing is behind the snapshot.
+    Aof,
+    /// A `dump.rdb`. What lies behind the snapshot needs a scratch server: see `to_dump`.
+    Rdb,
+}
+
+impl Format {
+    fn layout(self, head: Option<&RdbHead>, plan: &Plan) -> Option<Layout> {
+        let usual = Layout::for_servers(head, plan);
+        match self {
+            Self::Auto => usual,
+            Self::Aof if usual == Some(Layout::Dump) => head
+                .is_some_and(|head| head.version >= FIRST_VERSION_WITH_PREAMBLE)
+                .then_some(Layout::File),
+            Self::Aof => usual,
+            Self::Rdb => (plan.stream_bytes() == 0).then_some(Layout::Dump),
+        }
+    }
+}
+
+/// How files are written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Options {
+    /// Data that is there is moved aside.
+    pub force: bool,
+    /// Which files.
+    pub format: Format,
+    /// What becomes of times of expiry.
+    pub ttl: Ttl,
+}
+
+/// Whether a payload can hold fields of hashes that expire: of redis 7.4 and later, of valkey 9 and later.
+fn fields_may_expire(head: &RdbHead) -> bool {
+    head.magic != RdbMagic::Redis || head.version >= FIRST_VERSION_WITH_FIELD_TTLS
+}
+
 /// What was written.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Restored {
@@ -155,7 +204,7 @@ pub struct Restored {
     pub moved_aside: Vec<String>,
 }
 
-fn io_error<'a>(
+pub(super) fn io_error<'a>(
     operation: &'static str,
     path: &'a Path,
 ) -> impl FnOnce(std::io::Error) -> ToDirError + 'a {
@@ -176,23 +225,12 @@ pub async fn restore(
     archive: ArchiveId,
     plan: &Plan,
     directory: &Path,
-    force: bool,
+    options: Options,
     mut report: impl FnMut(u64),
 ) -> Result<Restored, ToDirError> {
-    if directory.is_file() {
-        return Err(ToDirError::NotAFolder {
-            path: directory.to_owned(),
-        });
-    }
-    let _created = RemoveIfEmpty(missing(directory));
-    std::fs::create_dir_all(directory).map_err(io_error("create folder", directory))?;
-    let aside = refuse_data(directory, force)?;
-    let staging = directory.join(format!(".perennial-restore-{}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&staging);
-    std::fs::create_dir(&staging).map_err(io_error("create folder", &staging))?;
-    let cleanup = RemoveOnDrop(staging.clone());
-
-    let mut base = Writer::create(&staging.join(BASE))?;
+    let place = Place::prepare(directory, options.force)?;
+    let staging = place.staging.0.clone();
+    let mut base = FileWriter::create(&staging.join(BASE))?;
     let mut head = Vec::new();
     let mut payload = source::payload(Arc::clone(&store), archive, plan);
     copy(&mut payload, &mut base, &mut report, |bytes| {
@@ -203,7 +241,7 @@ pub async fn restore(
     let payload_bytes = base.bytes;
     let head = read_head(&head);
     let server = written_by(head.as_ref());
-    let Some(layout) = Layout::for_servers(head.as_ref(), plan) else {
+    let Some(layout) = options.format.layout(head.as_ref(), plan) else {
         return Err(ToDirError::TooOld {
             snapshot: plan.snapshot.offset,
             timeline: plan.snapshot_timeline.0,
@@ -211,10 +249,19 @@ pub async fn restore(
         });
     };
 
+    options.ttl.check_files(
+        plan,
+        &Writer {
+            server: server.clone(),
+            is_append_only_folder: layout == Layout::Directory,
+            fields_may_expire: head.as_ref().is_none_or(fields_may_expire),
+        },
+    )?;
+
     let mut rest = match layout {
         Layout::Directory => {
             base.finish()?;
-            Writer::create(&staging.join(INCREMENTAL))?
+            FileWriter::create(&staging.join(INCREMENTAL))?
         }
         Layout::File | Layout::Dump => base,
     };
@@ -229,26 +276,17 @@ pub async fn restore(
     let mut stream = source::stream(store, archive, plan, Spelling::Rewritten);
     copy(&mut stream, &mut rest, &mut report, |_| {}).await?;
     let rewritten = stream.tally();
-    let stream_bytes = rest.finish()? - before;
+    let stream_bytes = rest.bytes - before;
+    rest.write(&options.ttl.epilogue())?;
+    rest.finish()?;
 
-    let place = directory.join(layout.name());
     if layout == Layout::Directory {
-        let mut manifest = Writer::create(&staging.join(MANIFEST))?;
+        let mut manifest = FileWriter::create(&staging.join(MANIFEST))?;
         let lines = format!("file {BASE} seq 1 type b\nfile {INCREMENTAL} seq 1 type i\n");
         manifest.write(lines.as_bytes())?;
         manifest.finish()?;
     }
-    sync_directory(&staging)?;
-    let moved_aside = move_aside(directory, &aside.unwrap_or_default())?;
-    if layout == Layout::Directory {
-        std::fs::rename(&staging, &place).map_err(io_error("rename to", &place))?;
-        std::mem::forget(cleanup);
-    } else {
-        let whole = staging.join(BASE);
-        std::fs::rename(&whole, &place).map_err(io_error("rename to", &place))?;
-        drop(cleanup);
-    }
-    sync_directory(directory)?;
+    let moved_aside = place.publish(layout)?;
     Ok(Restored {
         directory: directory.to_owned(),
         layout,
@@ -258,6 +296,61 @@ pub async fn restore(
         server,
         moved_aside,
     })
+}
+
+/// A folder that is being restored to.
+pub(super) struct Place {
+    directory: PathBuf,
+    /// Where everything is written first.
+    pub(super) staging: RemoveOnDrop,
+    /// What is in the way and may be moved.
+    aside: Vec<&'static str>,
+    /// Dropped last.
+    _created: RemoveIfEmpty,
+}
+
+impl Place {
+    /// Makes the folder, refuses data in it, and makes a staging folder.
+    pub(super) fn prepare(directory: &Path, force: bool) -> Result<Self, ToDirError> {
+        if directory.is_file() {
+            return Err(ToDirError::NotAFolder {
+                path: directory.to_owned(),
+            });
+        }
+        let created = RemoveIfEmpty(missing(directory));
+        std::fs::create_dir_all(directory).map_err(io_error("create folder", directory))?;
+        let aside = refuse_data(directory, force)?;
+        let staging = directory.join(format!(".perennial-restore-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&staging);
+        std::fs::create_dir(&staging).map_err(io_error("create folder", &staging))?;
+        Ok(Self {
+            directory: directory.to_owned(),
+            staging: RemoveOnDrop(staging),
+            aside: aside.unwrap_or_default(),
+            _created: created,
+        })
+    }
+
+    /// Renames what was staged to where a server looks for it: the folder itself, or the file in it. Tells what was moved
+    /// out of the way.
+    pub(super) fn publish(self, layout: Layout) -> Result<Vec<String>, ToDirError> {
+        let staging = &self.staging.0;
+        sync_directory(staging)?;
+        let moved_aside = move_aside(&self.directory, &self.aside)?;
+        let whole = match layout {
+            Layout::Directory => staging.clone(),
+            Layout::File | Layout::Dump => staging.join(BASE),
+        };
+        let place = self.directory.join(layout.name());
+        std::fs::rename(&whole, &place).map_err(io_error("rename to", &place))?;
+        sync_directory(&self.directory)?;
+        Ok(moved_aside)
+    }
+
+    /// The file that becomes `appendonly.aof` or `dump.rdb`.
+    pub(super) fn file(&self) -> PathBuf {
+        self.staging.0.join(BASE)
+    }
 }
 
 fn written_by(head: Option<&RdbHead>) -> String {
@@ -273,7 +366,7 @@ fn written_by(head: Option<&RdbHead>) -> String {
 
 async fn copy(
     from: &mut Checked,
-    to: &mut Writer,
+    to: &mut FileWriter,
     report: &mut impl FnMut(u64),
     mut look: impl FnMut(&[u8]),
 ) -> Result<(), ToDirError> {
@@ -350,7 +443,7 @@ impl Drop for RemoveIfEmpty {
     }
 }
 
-struct RemoveOnDrop(PathBuf);
+pub(super) struct RemoveOnDrop(PathBuf);
 
 impl Drop for RemoveOnDrop {
     fn drop(&mut self) {
@@ -358,13 +451,13 @@ impl Drop for RemoveOnDrop {
     }
 }
 
-struct Writer {
+struct FileWriter {
     path: PathBuf,
     file: std::io::BufWriter<std::fs::File>,
     bytes: u64,
 }
 
-impl Writer {
+impl FileWriter {
     fn create(path: &Path) -> Result<Self, ToDirError> {
         let file = std::fs::File::create_new(path).map_err(io_error("create", path))?;
         Ok(Self {
@@ -440,6 +533,27 @@ mod tests {
         };
         assert_eq!(layout(upgraded("7.0.15"), 9), Some(Layout::Directory));
         assert_eq!(layout(upgraded("6.2.14"), 9), Some(Layout::File));
+        let forced = |format: Format, sketch: Sketch, payload| {
+            let plan = plan(&sketch.catalog(), Target::Latest).unwrap();
+            format.layout(Some(&head(RdbMagic::Redis, payload)), &plan)
+        };
+        let behind = || sketch("6.2.14").segment(1, 50);
+        assert_eq!(forced(Format::Aof, sketch("6.2.14"), 9), Some(Layout::File));
+        assert_eq!(forced(Format::Aof, behind(), 9), Some(Layout::File));
+        assert_eq!(
+            forced(Format::Aof, sketch("7.0.15"), 10),
+            Some(Layout::Directory)
+        );
+        assert_eq!(forced(Format::Aof, sketch("3.2.13"), 7), None);
+        assert_eq!(
+            forced(Format::Rdb, sketch("7.0.15"), 10),
+            Some(Layout::Dump)
+        );
+        assert_eq!(
+            forced(Format::Rdb, behind(), 9),
+            None,
+            "needs a scratch server"
+        );
         let plan = plan(&sketch("9.1.2").catalog(), Target::Latest).unwrap();
         let valkey = head(RdbMagic::Valkey, 80);
         assert_eq!(

@@ -12,6 +12,7 @@ use super::refusal;
 use super::rewrite::Tally;
 use super::seeder::{Offering, SeedProgress, Seeder, Serving, TakeBack};
 use super::source::{SourceError, Spelling};
+use super::ttl::{Ttl, TtlError};
 use crate::archive::document::Source;
 use crate::archive::layout::ArchiveId;
 use crate::archive::plan::{Plan, PlanError, Target, plan};
@@ -55,6 +56,25 @@ pub enum Approach {
     Waits,
     /// It is our replica already, with data up to this position under this id, and goes on from there.
     Continues(Position, ReplicationId),
+}
+
+/// What the server is filled for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// To go on with the history: it gets the head, all of it, and is followed from there.
+    Head,
+    /// To be a copy of a moment, whatever the archive holds by then: under an id that nobody knows, so that it is never
+    /// taken for the history. Nothing is written to the archive.
+    Copy(Ttl),
+}
+
+impl Purpose {
+    const fn ttl(self) -> Ttl {
+        match self {
+            Self::Head => Ttl::Keep,
+            Self::Copy(ttl) => ttl,
+        }
+    }
 }
 
 /// Why a seed did not come about.
@@ -110,6 +130,9 @@ pub enum SeedError {
     /// There is nothing to seed with.
     #[error("{0}")]
     Plan(#[from] PlanError),
+    /// Times of expiry cannot be changed as asked for.
+    #[error("{0}")]
+    Ttl(#[from] TtlError),
     /// The connection of the replica ended before it had everything.
     #[error("the server did not take the data: {reason}{}{likely}", if likely.is_empty() { "" } else { "; " })]
     Rejected {
@@ -179,6 +202,8 @@ pub struct Seed<'a> {
     pub seeder: &'a Seeder,
     /// How the server comes to us.
     pub approach: Approach,
+    /// What for.
+    pub purpose: Purpose,
     /// The time.
     pub clock: &'a dyn Clock,
 }
@@ -201,6 +226,7 @@ impl Seed<'_> {
         if self.approach != Approach::TakeOver && takes_writes(&before) {
             return Err(SeedError::Writable);
         }
+        self.purpose.ttl().check_server(&before)?;
         control.kept_alive(self.continue_or_fill()).await??;
         let known = match self.approach {
             Approach::Continues(..) => refusal::Known::default(),
@@ -219,6 +245,7 @@ impl Seed<'_> {
             archive: self.archive,
             plan: self.plan.clone(),
             continue_at,
+            epilogue: self.purpose.ttl().epilogue(),
             approved: watch::Sender::new(None),
             listening_port: listening_port(control, &before, self.seeder).await,
             busy: AtomicBool::new(false),
@@ -247,7 +274,7 @@ impl Seed<'_> {
             )
             .await;
         if let Err(error) = outcome {
-            if matches!(error, SeedError::Errors { .. }) {
+            if matches!(error, SeedError::Errors { .. } | SeedError::Ttl(_)) {
                 let (seeded, port) = (prepared.approved.id, offering.listening_port);
                 self.take_back(control, seeded, port).await;
             }
@@ -266,6 +293,9 @@ impl Seed<'_> {
 
     /// Reads the archive once more: another streamer may have stored, and acknowledged, what the plan does not know.
     async fn confirm(&self, prepared: &Prepared) -> Result<(), SeedError> {
+        if self.purpose != Purpose::Head {
+            return Ok(());
+        }
         let loaded = catalog::load(&*self.store, &[])
             .await
             .map_err(SeedError::Unconfirmed)?;
@@ -338,6 +368,14 @@ impl Seed<'_> {
     async fn prepare(&self, server: &Info) -> Result<Prepared, PrepareError> {
         if matches!(self.approach, Approach::Continues(..)) {
             return Ok(Prepared::archived(&self.plan, Tally::default()));
+        }
+        if let Purpose::Copy(ttl) = self.purpose {
+            let epilogue = ttl.epilogue().len() as u64;
+            let copy = mapped::prepare_copy(&self.store, self.archive, &self.plan).await?;
+            return Ok(Prepared {
+                end: copy.end.plus(epilogue),
+                ..copy
+            });
         }
         let seeded = Source {
             server: server.server_name().to_owned(),
@@ -561,10 +599,9 @@ impl Seed<'_> {
             .unwrap_or(0)
             .saturating_sub(errors_before);
         if errors > 0 {
-            Err(SeedError::Errors { errors })
-        } else {
-            Ok(())
+            return Err(SeedError::Errors { errors });
         }
+        Ok(self.purpose.ttl().check_filled(&info)?)
     }
 }
 
@@ -602,7 +639,7 @@ fn takes_writes(replica: &Info) -> bool {
     replica.number("slave_read_only") == Some(0)
 }
 
-fn applied(info: &Info, end: Offset) -> bool {
+pub(super) fn applied(info: &Info, end: Offset) -> bool {
     info.text("role") == Some("slave")
         && info.text("master_link_status") == Some("up")
         && !info.is_loading()
@@ -635,7 +672,7 @@ fn say(address: &str, plan: &Plan, prepared: &Prepared) {
     let tally = prepared.tally;
     if tally.is_changed() {
         tracing::info!(
-            end = %prepared.end,
+            end = prepared.end.as_u64(),
             "{}; so the seed has a replication id of its own, and replicas of the old server get a full resync",
             tally.said(),
         );

@@ -372,7 +372,11 @@ impl Control {
     pub async fn heard(&mut self) -> Result<Info, ControlError> {
         let answer = self.answer().await.map_err(|error| self.lost(error))?;
         match answer {
-            Answer::Frame(frame) if std::mem::take(&mut self.asked) => self.info_of(&frame, "INFO"),
+            Answer::Frame(frame) if std::mem::take(&mut self.asked) => match &frame {
+                // In a long script, which may be ours: as little can be said as while it loads.
+                BytesFrame::Error(text) if text.starts_with("BUSY") => Ok(Info::parse("loading:1")),
+                _ => self.info_of(&frame, "INFO"),
+            },
             _ => Err(self.lost(std::io::Error::other(
                 "it said something that was not asked",
             ))),

@@ -63,6 +63,17 @@ impl Info {
         self.keys
     }
 
+    /// The databases that hold any, in order.
+    pub fn databases(&self) -> Vec<u32> {
+        let numbers = self.fields.iter().filter_map(|(name, value)| {
+            let number = name.strip_prefix("db")?.parse().ok()?;
+            value.starts_with("keys=").then_some(number)
+        });
+        let mut databases: Vec<u32> = numbers.collect();
+        databases.sort_unstable();
+        databases
+    }
+
     /// The names of the modules it has loaded.
     pub fn modules(&self) -> &[String] {
         &self.modules

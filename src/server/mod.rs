@@ -2,7 +2,10 @@
 //! change its role. The replication protocol itself is `proto`'s.
 
 pub mod control;
+pub mod digest;
 pub mod examine;
 pub mod info;
 pub mod net;
+pub mod pipeline;
+pub mod scratch;
 pub mod tls;

@@ -8,13 +8,16 @@ use crate::archive::layout::{
     ObjectName, TimelineDocument, timeline_number_prefix, timelines_prefix,
 };
 use crate::archive::segment::SegmentReader;
-use crate::archive::timeline::{Catalog, SegmentEntry};
+use crate::archive::snapshot::{END_BLOCK_BYTES_MAX, payload_bytes_in};
+use crate::archive::timeline::{Catalog, SegmentEntry, SnapshotEntry};
 use crate::position::{Position, ReplicationId, Ticks, TimelineSeq, UnixMillis};
 use crate::store::{Store, StoreError, StoreErrorKind, create_or_same};
 
 mod kept;
+mod surveyed;
 
 pub use kept::{KEPT_OBJECTS_MAX, Kept, Listing, RELIST_MILLIS};
+pub use surveyed::{Survey, survey};
 
 /// How many bytes of an object are read at once.
 pub const READ_BYTES: u64 = 8 * 1024 * 1024;
@@ -223,6 +226,20 @@ async fn last_boundary(
         .finish()
         .map(|()| boundary)
         .map_err(|error| error.to_string()))
+}
+
+/// The length of a snapshot's payload, as its end block says; nothing where there is none.
+///
+/// # Errors
+/// What the store says.
+pub async fn payload_bytes(
+    store: &dyn Store,
+    snapshot: &SnapshotEntry,
+) -> Result<Option<u64>, StoreError> {
+    let (name, length) = snapshot.last_object();
+    let from = length.saturating_sub(END_BLOCK_BYTES_MAX);
+    let tail = store.read(&name, Some(from..length)).await?;
+    Ok(payload_bytes_in(&tail))
 }
 
 /// Reads the catalogue: everything is listed, every timeline's document read. The ends of the head, of the newest

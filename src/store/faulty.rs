@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 pub use super::Operation;
 use super::{Created, Listed, Store, StoreError, StoreErrorKind, Upload};
 use crate::archive::layout::ObjectName;
+use crate::position::UnixMillis;
 
 /// What happens to an operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -271,6 +272,11 @@ impl Store for FaultyStore {
         start_after: Option<&str>,
     ) -> Result<Vec<Listed>, StoreError> {
         let work = self.inner.list(prefix, start_after);
+        self.with_fault(Operation::List, None, work).await
+    }
+
+    async fn modified(&self, name: &ObjectName) -> Result<Option<UnixMillis>, StoreError> {
+        let work = self.inner.modified(name);
         self.with_fault(Operation::List, None, work).await
     }
 

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use super::{Created, Listed, Store, StoreError, StoreErrorKind, Upload};
 use crate::archive::layout::ObjectName;
 use crate::clock::Clock;
+use crate::position::UnixMillis;
 
 /// How many objects one request for a list brings, on S3 and on Google Cloud Storage.
 pub const LIST_PAGE_OBJECTS: u64 = 1000;
@@ -240,6 +241,15 @@ impl Store for MeasuredStore {
         let work = self.inner.list(prefix, start_after);
         self.meter
             .measure(Operation::List, 0, work, |listed| (0, listed.len() as u64))
+            .await
+    }
+
+    async fn modified(&self, name: &ObjectName) -> Result<Option<UnixMillis>, StoreError> {
+        let work = self.inner.modified(name);
+        self.meter
+            .measure(Operation::List, 0, work, |found| {
+                (0, u64::from(found.is_some()))
+            })
             .await
     }
 

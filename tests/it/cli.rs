@@ -8,14 +8,18 @@ use crate::harness::run_cli;
 #[test]
 fn help_teaches() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cli");
-    let calls: [(&str, &[&str]); 9] = [
+    let calls: [(&str, &[&str]); 13] = [
         ("help", &["--help"]),
         ("run", &["run", "--help"]),
         ("check", &["check", "--help"]),
         ("restore", &["restore", "--help"]),
+        ("verify", &["verify", "--help"]),
+        ("snapshot", &["snapshot", "--help"]),
         ("status", &["status", "--help"]),
         ("ls", &["ls", "--help"]),
+        ("inspect", &["inspect", "--help"]),
         ("accept", &["accept", "--help"]),
+        ("prune", &["prune", "--help"]),
         ("completions", &["completions", "--help"]),
         ("man", &["man", "--help"]),
     ];
@@ -40,7 +44,10 @@ fn help_teaches() {
 /// Every flag can be set by the environment, and says by which name.
 #[test]
 fn every_flag_names_its_variable() {
-    for call in ["run", "check", "restore", "status", "ls", "accept"] {
+    for call in [
+        "run", "check", "restore", "verify", "snapshot", "status", "ls", "inspect", "accept",
+        "prune",
+    ] {
         let (_, out, _) = run_cli(&[call, "--help"]);
         for flag in out
             .split_whitespace()

@@ -71,8 +71,15 @@ const TABLE: &[(&str, Rule)] = &[
             "crate::store::Store",
         ]),
     ),
-    ("follow", Never(&["crate::restore", "crate::cli"])),
-    ("restore", Never(&["crate::follow", "crate::cli"])),
+    // A type that the scanner of dumps does not know must never end a backup or a restore.
+    (
+        "follow",
+        Never(&["crate::restore", "crate::cli", "crate::proto::rdb"]),
+    ),
+    (
+        "restore",
+        Never(&["crate::follow", "crate::cli", "crate::proto::rdb"]),
+    ),
     (
         "restore::rewrite",
         Only(
@@ -325,6 +332,10 @@ fn a_planted_violation_is_found() {
             "use crate::{\n    archive,\n    cli as c,\n};",
         ),
         ("restore/rewrite.rs", "use crate::store::Store;"),
+        (
+            "follow/snapshots.rs",
+            "use crate::proto::{handshake, rdb::Scanner};",
+        ),
         ("restore/rewrite.rs", "use crate::clock::Clock;"),
         ("metrics.rs", "use crate::store::Store;"),
         ("config.rs", "#[derive(clap::Parser)] struct A;"),

@@ -77,6 +77,8 @@ mod wait_means_stored;
 mod big_values;
 // A snapshot larger than memory may be, on each store.
 mod large_snapshots;
+// Snapshots behind the first one: on schedule, from a replica, and when somebody asks.
+mod later_snapshots;
 // A snapshot too large for one object.
 mod snapshot_parts;
 // Perennial dies under load and goes on, or says what is missing.
@@ -93,10 +95,20 @@ mod head_moves;
 mod bad_input;
 // What an archive costs: requests counted on simulated time, and the table of the documentation.
 mod costs;
+// Small segments become few while everything goes on; what is too old goes.
+mod upkeep;
 // What status and ls say.
 mod status;
+// What inspect tells of dumps and archives.
+mod inspect;
 // The doctor: what check finds on servers and stores, and that it leaves them as they were.
 mod check;
+// Back to any moment, to files and into servers.
+mod travel;
+// Servers that are started, or lent, to try a restore: nothing of them stays.
+mod scratch;
+// Verify: every damaged or lost object is found; drills catch what checksums cannot.
+mod verify;
 // Restores that have to change bytes: relative TTLs, HPERSIST.
 mod rewritten;
 // Both killed at any moment, again and again.
@@ -115,5 +127,8 @@ mod seeds_elsewhere;
 mod encrypted;
 // Metrics, readiness, health, logs without secrets, the file of settings, completions, the unit of systemd.
 mod observed;
+// Ready over a store that hangs, with everything full.
+#[cfg(all(feature = "s3", feature = "gcs"))]
+mod stays_ready;
 // The help, word for word; every flag has its variable.
 mod cli;

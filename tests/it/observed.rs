@@ -26,11 +26,11 @@ on_every_server! {
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The pages of a running Perennial, at a port that its log names.
-struct Pages(String);
+pub(crate) struct Pages(String);
 
 impl Pages {
     #[track_caller]
-    fn of(perennial: &Perennial) -> Self {
+    pub(crate) fn of(perennial: &Perennial) -> Self {
         Self(until("the pages' address is logged", DEADLINE, || {
             let log = perennial.log();
             let (_, rest) = log.split_once("http://")?;
@@ -50,7 +50,7 @@ impl Pages {
         Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
     }
 
-    fn ready(&self) -> Option<(bool, Json)> {
+    pub(crate) fn ready(&self) -> Option<(bool, Json)> {
         let (status, body) = self.get("/readyz")?;
         let body: Json = serde_json::from_str(&body).unwrap();
         assert_eq!(body["ready"], status == 200, "{status} {body}");
@@ -58,14 +58,14 @@ impl Pages {
     }
 
     #[track_caller]
-    fn until_ready(&self) {
+    pub(crate) fn until_ready(&self) {
         until("it is ready", DEADLINE, || {
             self.ready().is_some_and(|(ready, _)| ready)
         });
     }
 
     #[track_caller]
-    fn until_not_ready(&self, why: &str) {
+    pub(crate) fn until_not_ready(&self, why: &str) {
         until(&format!("it is not ready: {why}"), DEADLINE, || {
             let (ready, body) = self.ready()?;
             (!ready && body["reason"].as_str()?.contains(why)).then_some(())
@@ -73,7 +73,7 @@ impl Pages {
     }
 
     #[track_caller]
-    fn metrics(&self) -> BTreeMap<String, f64> {
+    pub(crate) fn metrics(&self) -> BTreeMap<String, f64> {
         let (status, text) = self.get("/metrics").unwrap();
         assert_eq!(status, 200, "{text}");
         let samples = text.lines().filter(|line| !line.starts_with('#'));

@@ -30,7 +30,7 @@ const OUTPUT_BUFFER_BYTES_MAX: u64 = 1024 * 1024;
 /// What passes in a second while the store crawls.
 const CRAWL_BYTES_PER_SECOND: u64 = 200;
 /// Until all is stored behind an outage: what hung is given up, and waits have grown.
-const RECOVERY: Duration = Duration::from_secs(180);
+pub const RECOVERY: Duration = Duration::from_secs(180);
 
 /// What is wrong with the store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,7 +80,12 @@ impl Place {
         }
     }
 
-    fn breaks(&self, way: Way) {
+    /// Where archives are followed into.
+    pub fn archive(&self) -> &Archive {
+        &self.archive
+    }
+
+    pub fn breaks(&self, way: Way) {
         match (way, &self.server) {
             (Way::Down, _) => self.proxy.down(),
             (Way::Hangs, _) => self.proxy.stall(),
@@ -97,7 +102,7 @@ impl Place {
         }
     }
 
-    fn heals(&self, way: Way) {
+    pub fn heals(&self, way: Way) {
         match (way, &self.server) {
             (Way::Down, _) => self.proxy.up(),
             (Way::Hangs, _) => self.proxy.flow(),

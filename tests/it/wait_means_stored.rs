@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use perennial::archive::plan::{Target, plan};
-use perennial::restore::to_dir::restore;
+use perennial::restore::to_dir::{Options, restore};
 use perennial::store::Store;
 use perennial::store::catalog;
 use perennial::store::faulty::{Fault, Faults, FaultyStore, Operation};
@@ -316,7 +316,7 @@ async fn restore_into(store: Arc<dyn Store>, target: &Path) -> Result<(), String
         .map_err(|error| error.to_string())?;
     let planned = plan(&loaded.catalog, Target::Latest).map_err(|error| error.to_string())?;
     let id = loaded.catalog.archive().unwrap().archive;
-    restore(store, id, &planned, target, false, |_| {})
+    restore(store, id, &planned, target, Options::default(), |_| {})
         .await
         .map(drop)
         .map_err(|error| error.to_string())

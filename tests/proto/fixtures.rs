@@ -12,12 +12,12 @@ use super::render;
 /// Random cuts per case.
 const RANDOM_CUTS: usize = 20;
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("proto-fixtures")
 }
 
 /// The files below `folder` that end in `extension`, in order.
-fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
+pub(crate) fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![root().join(folder)];
     while let Some(folder) = folders.pop() {
@@ -35,10 +35,10 @@ fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
 }
 
 /// Numbers for cutting; the seed is in the output of a test that fails, and `SEED=` sets it.
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let seed = match std::env::var("SEED") {
             Ok(seed) => seed.parse().unwrap(),
             Err(_) => RandomState::new().hash_one(0),
@@ -56,8 +56,13 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
+    /// A number below this one.
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.next() % bound as u64).unwrap()
+    }
+
     /// Pieces of all sizes, small ones often.
-    fn cut<'a>(&mut self, mut bytes: &'a [u8]) -> Vec<&'a [u8]> {
+    pub(crate) fn cut<'a>(&mut self, mut bytes: &'a [u8]) -> Vec<&'a [u8]> {
         let mut pieces = Vec::new();
         while !bytes.is_empty() {
             let size_max = 1 << (self.next() % 17);

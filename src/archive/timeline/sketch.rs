@@ -110,6 +110,22 @@ impl Sketch {
         })
     }
 
+    pub(crate) fn merged(self, first: u64, last: u64) -> Self {
+        let (seq, id) = self.last();
+        let span = Span {
+            first: Offset::new(first),
+            last: Offset::new(last),
+            first_at: UnixMillis(first),
+            last_at: UnixMillis(last),
+        };
+        self.push(Object::Segment {
+            seq,
+            id,
+            span,
+            merged: true,
+        })
+    }
+
     pub(crate) fn accepted(self, rank: u32, order: u32) -> Self {
         let (seq, id) = self.last();
         self.push(Object::Accepted {

@@ -175,13 +175,7 @@ impl Timeline {
 
     pub(super) fn finish(&mut self) {
         self.snapshots.sort_by_key(|entry| (entry.offset, entry.at));
-        self.segments.sort_by(|a, b| {
-            (a.span.first, std::cmp::Reverse(a.span.last), &a.name).cmp(&(
-                b.span.first,
-                std::cmp::Reverse(b.span.last),
-                &b.name,
-            ))
-        });
+        sort_segments(&mut self.segments);
         self.runs = merge_runs(self.segments.iter().map(|entry| Run {
             after: entry.span.first.previous(),
             last: entry.span.last,
@@ -197,6 +191,17 @@ impl Timeline {
     pub(super) fn weight(&self) -> (bool, bool) {
         (self.has_content(), self.document.mapped)
     }
+}
+
+/// Sorts by the first byte; of those that begin together the longest comes first, of equal ones the smaller name.
+pub fn sort_segments(segments: &mut [SegmentEntry]) {
+    segments.sort_by(|a, b| {
+        (a.span.first, std::cmp::Reverse(a.span.last), &a.name).cmp(&(
+            b.span.first,
+            std::cmp::Reverse(b.span.last),
+            &b.name,
+        ))
+    });
 }
 
 /// Joins stretches that touch or overlap. `runs` come sorted by their start.

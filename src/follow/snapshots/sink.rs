@@ -139,7 +139,7 @@ impl SnapshotSink {
                     let encoded = tokio::spawn(async move { (bytes, held) });
                     return Ok(Waiting::Memory(encoded, ahead));
                 }
-                Some(()) = async { Some(freed?.await) } => {}
+                Some(()) = async { freed?.await; Some(()) } => {}
                 ended = self.writing.ended() => return Err(early(ended)),
             }
         }

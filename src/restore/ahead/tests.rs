@@ -310,7 +310,7 @@ async fn a_failure_in_any_of_the_reads_is_met_at_its_place() {
     outcome.unwrap();
     assert_eq!(bytes, 50 * 14);
     for (number, segment) in plan.legs[0].segments.iter().enumerate() {
-        store.fail(&segment.name, 1, StoreErrorKind::NotFound);
+        store.fail(&segment.name, 1, StoreErrorKind::Invalid);
         // A later failure that comes sooner changes nothing.
         if let Some(later) = plan.legs[0].segments.get(number + 1) {
             store.fail(&later.name, 1, StoreErrorKind::Denied);
@@ -320,7 +320,7 @@ async fn a_failure_in_any_of_the_reads_is_met_at_its_place() {
         let Err(SourceError::Store(error)) = outcome else {
             panic!("{number}: {outcome:?}");
         };
-        assert_eq!(error.kind, StoreErrorKind::NotFound, "{error}");
+        assert_eq!(error.kind, StoreErrorKind::Invalid, "{error}");
         assert!(error.to_string().contains(segment.name.as_str()), "{error}");
         store.state.failures.lock().unwrap().clear();
     }

@@ -7,12 +7,14 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::time::Duration;
 
 use super::{CatalogError, read_document};
 use crate::archive::layout::{
     Object, ObjectName, Span, TimelineDocument, accepted_prefix, merged_prefix, segments_prefix,
     timeline_prefix, timelines_after, timelines_prefix,
 };
+use crate::archive::retention::Dates;
 use crate::position::{Offset, ReplicationId, Ticks, TimelineSeq, UnixMillis};
 use crate::store::measured::LIST_PAGE_OBJECTS;
 use crate::store::{Listed, Store, StoreError};
@@ -24,6 +26,9 @@ pub const RELIST_MILLIS: u64 = 3_600_000;
 /// So many of the last known segments of a timeline are listed again: another streamer of the same history cuts its
 /// pieces elsewhere, and one that reaches beyond our last may begin before it.
 const LOOK_BACK_SEGMENTS: usize = 500;
+/// A list that took longer is completed by what was merged meanwhile. What was merged stays twice as long beside the
+/// merged segment (`archive::retention`).
+const SLOW_LIST: Duration = Duration::from_secs(300);
 /// Lists for one known timeline where only what came later is listed: acceptances, merged segments, and the rest.
 const LISTS_PER_TIMELINE: u64 = 3;
 
@@ -41,8 +46,8 @@ pub enum Listing {
 #[derive(Debug, Default)]
 pub struct Kept {
     documents: BTreeMap<(TimelineSeq, ReplicationId), TimelineDocument>,
-    /// Every object, with its stored size in bytes.
-    objects: BTreeMap<Object, u64>,
+    /// Every object, with its stored size in bytes and the store's date.
+    objects: BTreeMap<Object, (u64, UnixMillis)>,
     /// When everything was listed for the last time.
     whole_at: Option<Ticks>,
 }
@@ -62,15 +67,22 @@ impl Kept {
         match listing {
             Listing::Whole => {
                 self.whole_at = None;
-                let listed = store.list(timelines_prefix(), None).await?;
+                let (listed, was_slow) = list_all(store).await?;
                 self.objects.clear();
                 self.take(listed);
+                if was_slow {
+                    for (seq, id) in self.folders() {
+                        let merged = store.list(&merged_prefix(seq, &id), None).await?;
+                        self.take(merged);
+                    }
+                }
                 self.whole_at = Some(now);
             }
             Listing::Later => {
                 for listed in self.list_later(store).await? {
                     self.take(listed);
                 }
+                self.forget_merged();
             }
         }
         self.read_documents(store).await?;
@@ -86,8 +98,22 @@ impl Kept {
     ) {
         let documents = self.documents.values().cloned().collect();
         let objects = self.objects.iter();
-        let objects = objects.map(|(object, bytes)| (object.name(), *object, *bytes));
+        let objects = objects.map(|(object, (bytes, _))| (object.name(), *object, *bytes));
         (documents, objects)
+    }
+
+    /// When each object was created, by the store's clock.
+    pub(super) fn dates(&self) -> Dates {
+        let objects = self.objects.iter();
+        objects
+            .map(|(object, (_, date))| (object.name(), *date))
+            .collect()
+    }
+
+    /// Keeps the documents alone.
+    pub(super) fn forget_objects(&mut self) {
+        self.objects = BTreeMap::new();
+        self.whole_at = None;
     }
 
     /// Frees what is too much to be kept until the next look.
@@ -106,7 +132,7 @@ impl Kept {
     }
 
     /// Known timelines, those without a document as well.
-    fn folders(&self) -> Vec<(TimelineSeq, ReplicationId)> {
+    pub(super) fn folders(&self) -> Vec<(TimelineSeq, ReplicationId)> {
         let mut folders: Vec<_> = self.objects.keys().filter_map(Object::timeline).collect();
         folders.sort_unstable();
         folders.dedup();
@@ -158,10 +184,49 @@ impl Kept {
             )
     }
 
+    /// Forgets what a longer merged segment covers: upkeep deletes it sooner or later, and it says nothing more.
+    fn forget_merged(&mut self) {
+        let mut covered_by: Option<((TimelineSeq, ReplicationId), Offset)> = None;
+        let mut merged: Vec<((TimelineSeq, ReplicationId), Span)> = Vec::new();
+        for object in self.objects.keys() {
+            if let Object::Segment {
+                seq,
+                id,
+                span,
+                merged: true,
+            } = *object
+            {
+                merged.push(((seq, id), span));
+            }
+        }
+        merged.retain(|(folder, span)| {
+            let is_longer = covered_by.is_none_or(|(of, last)| of != *folder || last < span.last);
+            if is_longer {
+                covered_by = Some((*folder, span.last));
+            }
+            is_longer
+        });
+        self.objects.retain(|object, _| {
+            let Object::Segment {
+                seq, id, ref span, ..
+            } = *object
+            else {
+                return true;
+            };
+            let behind = merged.partition_point(|(folder, merged)| {
+                (*folder, merged.first) <= ((seq, id), span.first)
+            });
+            let before = behind.checked_sub(1).map(|at| &merged[at]);
+            !before.is_some_and(|(folder, merged)| {
+                *folder == (seq, id) && span.last <= merged.last && span.bytes() < merged.bytes()
+            })
+        });
+    }
+
     fn take(&mut self, listed: Vec<Listed>) {
         for entry in listed {
             if let Some(object) = Object::parse(entry.name.as_str()) {
-                self.objects.insert(object, entry.bytes);
+                self.objects.insert(object, (entry.bytes, entry.modified));
             }
         }
     }
@@ -181,6 +246,18 @@ impl Kept {
             }
         }
         Ok(())
+    }
+}
+
+/// Lists everything, and tells whether that took so long that upkeep may have deleted, before its page came, what the
+/// page of merged segments was too early for: their names come first.
+async fn list_all(store: &dyn Store) -> Result<(Vec<Listed>, bool), StoreError> {
+    let mut list = std::pin::pin!(store.list(timelines_prefix(), None));
+    tokio::select! {
+        // First, so that a process which was stopped meanwhile notices.
+        biased;
+        () = tokio::time::sleep(SLOW_LIST) => Ok((list.await?, true)),
+        listed = &mut list => Ok((listed?, false)),
     }
 }
 

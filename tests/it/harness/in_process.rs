@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use perennial::cli::run::run;
 use perennial::clock::{Clock, SystemClock};
-use perennial::config::{RunSettings, TlsSettings};
+use perennial::config::{RunSettings, SnapshotSettings, TlsSettings, UpkeepSettings};
 use perennial::decide::Policy;
 use perennial::follow::AckMode;
 use perennial::position::{Ticks, UnixMillis};
@@ -94,11 +94,15 @@ pub fn settings(url: &str, archive: &str, flush_interval: &str) -> RunSettings {
         flush_bytes: "1MiB".into(),
         buffer_bytes: "32MiB".into(),
         snapshot_part_bytes: "300GB".into(),
+        snapshots: SnapshotSettings::default(),
         spool_dir: None,
         spool_bytes: "1GiB".into(),
         uploads_per_second: None,
         // The server lives on: nothing ends the link earlier.
         shutdown_timeout: "2s".into(),
+        // What these tests count and hold up is following alone.
+        upkeep: UpkeepSettings::default(),
+        upkeep_interval: "0s".into(),
         http: None,
         tls: TlsSettings::default(),
     }

@@ -144,13 +144,20 @@ fn bound_to_this_thread(program: &Path) -> Command {
             .status()
             .is_ok_and(|status| status.success())
     });
-    if supported {
+    let mut command = if supported {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]).arg(program);
         command
     } else {
         Command::new(program)
+    };
+    // Those that are there are meant for the tests.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("PERENNIAL_") {
+            command.env_remove(name);
+        }
     }
+    command
 }
 
 /// Runs a program to its end and returns (exit code, stdout, stderr). The code is -1 after a signal.

@@ -223,8 +223,10 @@ async fn a_small_archive_is_one_request() {
 async fn what_is_too_much_is_not_kept() {
     let mut kept = Kept::default();
     for number in 0..=KEPT_OBJECTS_MAX as u64 {
-        kept.objects
-            .insert(segment(1, number + 1, number + 1, false), 1);
+        kept.objects.insert(
+            segment(1, number + 1, number + 1, false),
+            (1, UnixMillis(0)),
+        );
     }
     kept.whole_at = Some(Ticks(0));
     assert!(kept.later_is_cheaper(Ticks(1)));

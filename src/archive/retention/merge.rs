@@ -1,0 +1,251 @@
+//! Which segments become one, and which ones that one makes superfluous.
+
+use std::collections::BTreeSet;
+
+use super::{Policy, Stock};
+use crate::archive::layout::{Object, ObjectName, Span};
+use crate::archive::plan::chain;
+use crate::archive::timeline::{SegmentEntry, Timeline};
+use crate::position::{ReplicationId, TimelineSeq, UnixMillis};
+
+/// Segments that are made one at once: it bounds what one merge asks of the store.
+pub const MERGE_INPUTS_MAX: usize = 512;
+/// A segment whose times lie further apart had a clock that jumped, milliseconds: a later replay of relative TTLs tells
+/// that from where segments begin, so it stays as it is.
+const TIMES_APART_MILLIS_MAX: u64 = 24 * 60 * 60 * 1000;
+
+/// Several segments to be made one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Merge {
+    /// The timeline's number.
+    pub timeline: TimelineSeq,
+    /// Its replication id.
+    pub id: ReplicationId,
+    /// All of them, by first byte. None covers another.
+    pub inputs: Vec<SegmentEntry>,
+    /// Those whose bytes are taken, in order; the others must agree with them where they overlap.
+    pub chain: Vec<SegmentEntry>,
+    /// What the new one covers.
+    pub span: Span,
+}
+
+impl Merge {
+    /// The new segment.
+    pub fn object(&self) -> Object {
+        Object::Segment {
+            seq: self.timeline,
+            id: self.id,
+            span: self.span,
+            merged: true,
+        }
+    }
+
+    /// Stored bytes that it will have, about.
+    pub fn bytes(&self) -> u64 {
+        self.chain.iter().map(|segment| segment.bytes).sum()
+    }
+
+    fn of(timeline: &Timeline, inputs: &[SegmentEntry]) -> Option<Self> {
+        let (first, last) = (inputs.first()?, inputs.last()?);
+        let after = first.span.first.previous();
+        let chain = chain(inputs, after, last.span.last);
+        let (begin, end) = (chain.first()?.span, chain.last()?.span);
+        (inputs.len() > 1 && end.last == last.span.last).then(|| Self {
+            timeline: timeline.seq(),
+            id: timeline.id(),
+            inputs: inputs.to_vec(),
+            span: Span {
+                first: begin.first,
+                last: end.last,
+                first_at: begin.first_at,
+                last_at: end.last_at,
+            },
+            chain,
+        })
+    }
+}
+
+/// What one segment makes superfluous, as far as the names tell: its bytes have to be looked at.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Covered {
+    /// The one that stays.
+    pub by: SegmentEntry,
+    /// The others: each covers strictly less, or the same under a greater name.
+    pub of: Vec<SegmentEntry>,
+}
+
+/// Everything that can be made one now: segments that were stored within a minute, then all that were received within
+/// an hour, except `barred` ones and across them.
+///
+/// Which segments go together follows from names and dates alone, which are the same for everybody: two that merge at
+/// the same time make the same object.
+pub fn merges(stock: &Stock<'_>, policy: &Policy, barred: &BTreeSet<ObjectName>) -> Vec<Merge> {
+    let mut merges = Vec::new();
+    for timeline in stock.catalog.timelines() {
+        let outermost: Vec<SegmentEntry> = outermost(timeline).map(|(it, _)| it).collect();
+        let minutes = Grouping {
+            stock,
+            policy,
+            barred,
+            level: Level::Minute,
+        };
+        let by_minute = minutes.groups(timeline, &outermost);
+        // An hour whose minutes are still to be merged comes next time.
+        let busy: BTreeSet<ObjectName> = by_minute
+            .iter()
+            .flat_map(|merge| merge.inputs.iter().map(|input| input.name.clone()))
+            .collect();
+        let hours = Grouping {
+            level: Level::Hour,
+            ..minutes
+        };
+        let by_hour = hours.groups(timeline, &outermost);
+        merges.extend(by_minute);
+        merges.extend(by_hour.into_iter().filter(|merge| {
+            let mut inputs = merge.inputs.iter();
+            !inputs.any(|input| busy.contains(&input.name))
+        }));
+    }
+    merges
+}
+
+/// What lies beside a segment that covers it for longer than the grace period.
+pub fn superfluous(
+    stock: &Stock<'_>,
+    policy: &Policy,
+    barred: &BTreeSet<ObjectName>,
+) -> Vec<Covered> {
+    let timelines = stock.catalog.timelines();
+    let covered = timelines.flat_map(|timeline| outermost(timeline).collect::<Vec<_>>());
+    covered
+        .map(|(by, mut of)| {
+            of.retain(|segment| !barred.contains(&segment.name));
+            Covered { by, of }
+        })
+        .filter(|covered| !covered.of.is_empty() && !barred.contains(&covered.by.name))
+        .filter(|covered| stock.is_older(&covered.by.name, policy.grace_millis))
+        .collect()
+}
+
+/// The segments of a timeline that no other covers, each with those that it covers.
+///
+/// Sorted by first byte, the longest first, the smaller name first, a segment is covered where an earlier one reaches at
+/// least as far.
+fn outermost(timeline: &Timeline) -> impl Iterator<Item = (SegmentEntry, Vec<SegmentEntry>)> {
+    let mut outermost: Vec<(SegmentEntry, Vec<SegmentEntry>)> = Vec::new();
+    for segment in &timeline.segments {
+        match outermost.last_mut() {
+            Some((by, of)) if segment.span.last <= by.span.last => of.push(segment.clone()),
+            _ => outermost.push((segment.clone(), Vec::new())),
+        }
+    }
+    outermost.into_iter()
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Level {
+    /// By when they were stored: one clock, the store's.
+    Minute,
+    /// By when they were received: what was merged late was stored late.
+    Hour,
+}
+
+#[derive(Clone, Copy)]
+struct Grouping<'a> {
+    stock: &'a Stock<'a>,
+    policy: &'a Policy,
+    barred: &'a BTreeSet<ObjectName>,
+    level: Level,
+}
+
+impl Grouping<'_> {
+    fn groups(&self, timeline: &Timeline, segments: &[SegmentEntry]) -> Vec<Merge> {
+        let mut merges = Vec::new();
+        let mut rest = segments;
+        while let Some(first) = rest.first() {
+            let length = if self.may_be_merged(first) {
+                self.length(rest)
+            } else {
+                1
+            };
+            let (group, behind) = rest.split_at(length);
+            rest = behind;
+            if self.is_complete(group, behind) {
+                merges.extend(Merge::of(timeline, group));
+            }
+        }
+        merges
+    }
+
+    /// How many of these belong together, from the first one on.
+    fn length(&self, segments: &[SegmentEntry]) -> usize {
+        let (mut bytes, mut length) = (0_u64, 0);
+        let mut reached = segments[0].span.first.previous();
+        for segment in segments.iter().take(MERGE_INPUTS_MAX) {
+            bytes = bytes.saturating_add(segment.bytes);
+            let belongs = segment.span.first <= reached.next()
+                && bytes <= self.policy.merged_bytes_max
+                && self.may_be_merged(segment)
+                && self.is_near(&segments[0], segment);
+            if !belongs {
+                break;
+            }
+            reached = segment.span.last;
+            length += 1;
+        }
+        length.max(1)
+    }
+
+    fn may_be_merged(&self, segment: &SegmentEntry) -> bool {
+        let apart = segment.span.last_at.0.abs_diff(segment.span.first_at.0);
+        let is_small = match self.level {
+            Level::Minute => !is_merged(&segment.name),
+            Level::Hour => {
+                apart < self.policy.hour_millis / 2
+                    && segment.bytes < self.policy.merged_bytes_max / 2
+            }
+        };
+        is_small && apart <= TIMES_APART_MILLIS_MAX && !self.barred.contains(&segment.name)
+    }
+
+    fn is_near(&self, first: &SegmentEntry, segment: &SegmentEntry) -> bool {
+        self.time_of(segment).0 < self.time_of(first).0.saturating_add(self.millis())
+            && segment.span.first_at.0.abs_diff(first.span.first_at.0) <= TIMES_APART_MILLIS_MAX
+    }
+
+    fn time_of(&self, segment: &SegmentEntry) -> UnixMillis {
+        match self.level {
+            Level::Minute => self.stock.created(&segment.name),
+            Level::Hour => segment.span.first_at,
+        }
+    }
+
+    const fn millis(&self) -> u64 {
+        match self.level {
+            Level::Minute => self.policy.minute_millis,
+            Level::Hour => self.policy.hour_millis,
+        }
+    }
+
+    /// Whether nothing more can belong to a group: something that does not follows it, or its time has passed. The
+    /// store's time: the streamers' clocks say what belongs together, never that it is over.
+    fn is_complete(&self, group: &[SegmentEntry], behind: &[SegmentEntry]) -> bool {
+        let settled = |segment: &SegmentEntry| {
+            self.stock
+                .is_older(&segment.name, self.policy.minute_millis)
+        };
+        let passed = |segment: &SegmentEntry| {
+            let millis = self.millis().saturating_add(self.policy.minute_millis);
+            self.stock.is_older(&segment.name, millis)
+        };
+        let is_followed = !behind.is_empty() && group.iter().all(settled);
+        group.len() > 1 && (is_followed || group.iter().all(passed))
+    }
+}
+
+fn is_merged(name: &ObjectName) -> bool {
+    matches!(
+        Object::parse(name.as_str()),
+        Some(Object::Segment { merged: true, .. })
+    )
+}

@@ -1,0 +1,291 @@
+//! What nobody can ask for any more.
+//!
+//! Kept is a position and everything behind it, for each timeline that is needed; the others are not. Each rule only
+//! ever lowers that position. What results is compared with what was there before anything is deleted.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use super::{CLOCK_SKEW_MILLIS_MAX, Policy, Stock};
+use crate::archive::layout::ObjectName;
+use crate::archive::plan::covers;
+use crate::archive::timeline::{Catalog, Run, Timeline};
+use crate::position::{Offset, Position, TimelineSeq, UnixMillis};
+
+/// So many ends of branches that the head left behind are kept whatever their age: an acceptance, or a seed, may turn
+/// out to have been wrong.
+pub const SUPERSEDED_KEPT: usize = 3;
+
+/// What is to be deleted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PrunePlan {
+    /// Every moment from here on stays.
+    pub window_start: UnixMillis,
+    /// What goes, in this order, each with its stored size in bytes: snapshots before the replication stream behind them,
+    /// so that what is left when it is cut short does not look like a gap.
+    pub deletions: Vec<(ObjectName, u64)>,
+}
+
+impl PrunePlan {
+    /// Stored bytes that become free.
+    pub fn bytes(&self) -> u64 {
+        self.deletions.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// Why nothing may be deleted.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PruneError {
+    /// Who needs whom cannot be told.
+    #[error(
+        "timeline {timeline} continues timeline {parent}, whose timeline.json is missing: what is needed cannot be told, \
+         so nothing is pruned; put it back from a version that the bucket kept or from a copy"
+    )]
+    ParentMissing {
+        /// The child.
+        timeline: TimelineSeq,
+        /// What it continues.
+        parent: TimelineSeq,
+    },
+    /// A mistake of ours in this file, found before it did harm.
+    #[error(
+        "pruning would change what can be restored of timeline {timeline}: nothing is deleted; please report this"
+    )]
+    Unsafe {
+        /// Where.
+        timeline: TimelineSeq,
+    },
+}
+
+/// Computes what may go. `folders` are the numbers of all timelines that have a folder, counted or not.
+///
+/// # Errors
+/// [`PruneError`].
+pub fn prune(
+    stock: &Stock<'_>,
+    policy: &Policy,
+    folders: &BTreeSet<TimelineSeq>,
+) -> Result<PrunePlan, PruneError> {
+    every_parent_is_there(stock.catalog, folders)?;
+    let millis = policy
+        .retention_millis
+        .saturating_add(CLOCK_SKEW_MILLIS_MAX);
+    let window_start = UnixMillis(stock.now.0.saturating_sub(millis));
+    let needed = Needed::of(stock, window_start);
+    let deletions = needed.deletions();
+    needed.check(&deletions)?;
+    Ok(PrunePlan {
+        window_start,
+        deletions,
+    })
+}
+
+fn every_parent_is_there(
+    catalog: &Catalog,
+    folders: &BTreeSet<TimelineSeq>,
+) -> Result<(), PruneError> {
+    for timeline in catalog.timelines() {
+        if let Some(parent) = timeline.document.parent
+            && !folders.contains(&parent.timeline)
+        {
+            return Err(PruneError::ParentMissing {
+                timeline: timeline.seq(),
+                parent: parent.timeline,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// From where on each timeline is needed; one that is not in here is not.
+struct Needed<'a> {
+    stock: &'a Stock<'a>,
+    from: BTreeMap<TimelineSeq, Offset>,
+}
+
+impl<'a> Needed<'a> {
+    fn of(stock: &'a Stock<'a>, window_start: UnixMillis) -> Self {
+        let mut needed = Self {
+            stock,
+            from: BTreeMap::new(),
+        };
+        let catalog = stock.catalog;
+        for timeline in catalog.timelines() {
+            needed.window(timeline, window_start);
+        }
+        let head = catalog.head();
+        let newest = catalog.newest().map(Timeline::seq);
+        for seq in head.map(|head| head.timeline).into_iter().chain(newest) {
+            needed.end(seq);
+        }
+        for timeline in catalog.timelines() {
+            let is_pending = head.is_none_or(|head| head.timeline < timeline.seq());
+            if is_pending && catalog.suspect(timeline.seq()).is_some() {
+                needed.whole(timeline);
+            }
+        }
+        for seq in superseded(catalog, head) {
+            needed.end(seq);
+        }
+        needed
+    }
+
+    fn keep(&mut self, seq: TimelineSeq, offset: Offset) {
+        let from = self.from.entry(seq).or_insert(offset);
+        *from = offset.min(*from);
+    }
+
+    /// The newest snapshot at or before the window's start, and all after it.
+    fn window(&mut self, timeline: &Timeline, start: UnixMillis) {
+        let stock = self.stock;
+        let segments = timeline.segments.iter();
+        let mut moments = segments
+            .map(|segment| stock.moment(&segment.name, segment.span.last_at))
+            .chain(
+                timeline
+                    .snapshots
+                    .iter()
+                    .map(|snapshot| stock.moment(&snapshot.name, snapshot.at)),
+            );
+        if !moments.any(|moment| moment >= start) {
+            return;
+        }
+        let before = timeline
+            .snapshots
+            .iter()
+            .rfind(|snapshot| stock.moment(&snapshot.name, snapshot.at) <= start);
+        match before {
+            Some(snapshot) => self.keep(timeline.seq(), snapshot.offset),
+            None => self.whole(timeline),
+        }
+    }
+
+    /// All of a timeline, and what it continues.
+    fn whole(&mut self, timeline: &Timeline) {
+        self.keep(timeline.seq(), Offset::ZERO);
+        if let Some(parent) = timeline.document.parent
+            && parent.timeline < timeline.seq()
+        {
+            self.position(parent);
+        }
+    }
+
+    /// The end of a timeline, where it can be restored.
+    fn end(&mut self, seq: TimelineSeq) {
+        if let Some(offset) = self.stock.catalog.stored_end(seq) {
+            self.position(Position {
+                timeline: seq,
+                offset,
+            });
+        }
+    }
+
+    /// Whatever a restore of this position reads.
+    fn position(&mut self, position: Position) {
+        let Some(timeline) = self.stock.catalog.timeline(position.timeline) else {
+            return;
+        };
+        let base = timeline.snapshots.iter().rfind(|snapshot| {
+            snapshot.offset <= position.offset && covers(timeline, snapshot.offset, position.offset)
+        });
+        match base {
+            Some(snapshot) => self.keep(timeline.seq(), snapshot.offset),
+            None => self.whole(timeline),
+        }
+    }
+
+    fn deletions(&self) -> Vec<(ObjectName, u64)> {
+        let mut deletions = Vec::new();
+        for timeline in self.stock.catalog.timelines() {
+            let from = self.from.get(&timeline.seq()).copied();
+            let snapshots = timeline.snapshots.iter();
+            for snapshot in snapshots.filter(|it| from.is_none_or(|from| it.offset < from)) {
+                // Without its end it is no snapshot any more.
+                deletions.extend(snapshot.objects().into_iter().rev());
+            }
+            let segments = timeline.segments.iter();
+            for segment in segments.filter(|it| from.is_none_or(|from| it.span.last <= from)) {
+                deletions.push((segment.name.clone(), segment.bytes));
+            }
+        }
+        deletions
+    }
+
+    /// Compares what can be restored before and after.
+    fn check(&self, deletions: &[(ObjectName, u64)]) -> Result<(), PruneError> {
+        if deletions.is_empty() {
+            return Ok(());
+        }
+        let before = self.stock.catalog;
+        let gone: HashSet<ObjectName> = deletions.iter().map(|(name, _)| name.clone()).collect();
+        let after = before.without(&gone);
+        if after.head() != before.head() {
+            let timeline = before.head().map(|head| head.timeline);
+            return Err(PruneError::Unsafe {
+                timeline: timeline.unwrap_or(TimelineSeq::FIRST),
+            });
+        }
+        for (seq, from) in &self.from {
+            let kept = after.windows(*seq);
+            let is_kept = |window: &Run| {
+                let begin = window.after.max(*from);
+                kept.iter()
+                    .any(|kept| kept.after <= begin && window.last <= kept.last)
+            };
+            let windows = before.windows(*seq);
+            if !windows
+                .iter()
+                .filter(|window| window.last >= *from)
+                .all(is_kept)
+            {
+                return Err(PruneError::Unsafe { timeline: *seq });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The ends of branches that the head has left behind: the last few of those that are not on its way, the last few
+/// suspects, and the last few of those on its way that went on behind where it left them.
+fn superseded(catalog: &Catalog, head: Option<Position>) -> Vec<TimelineSeq> {
+    let way: BTreeMap<TimelineSeq, Offset> = head
+        .map(|head| catalog.lineage(head))
+        .unwrap_or_default()
+        .into_iter()
+        .map(|step| (step.timeline, step.offset))
+        .collect();
+    // Where another branch goes on from the end, that one's end stands for both.
+    let continued: BTreeSet<Position> = catalog
+        .timelines()
+        .filter_map(|timeline| timeline.document.parent)
+        .collect();
+    let (mut aside, mut suspects, mut beyond) = (Vec::new(), Vec::new(), Vec::new());
+    for timeline in catalog.timelines() {
+        let seq = timeline.seq();
+        let Some(offset) = catalog.stored_end(seq).filter(|_| timeline.has_content()) else {
+            continue;
+        };
+        let end = Position {
+            timeline: seq,
+            offset,
+        };
+        let superseded_at = catalog.received_at(seq);
+        match way.get(&seq) {
+            Some(left) if *left < offset => beyond.push((superseded_at, seq)),
+            Some(_) => {}
+            None if continued.contains(&end) => {}
+            None if catalog.suspect(seq).is_some() => suspects.push((superseded_at, seq)),
+            None => aside.push((superseded_at, seq)),
+        }
+    }
+    let last = |mut ends: Vec<(UnixMillis, TimelineSeq)>| {
+        ends.sort_unstable();
+        ends.into_iter()
+            .rev()
+            .take(SUPERSEDED_KEPT)
+            .map(|(_, seq)| seq)
+    };
+    last(aside)
+        .chain(last(suspects))
+        .chain(last(beyond))
+        .collect()
+}

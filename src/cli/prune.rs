@@ -1,0 +1,259 @@
+//! `perennial prune`, and the same every few minutes beside `perennial run`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use super::flags::PruneArguments;
+use super::observe::Observed;
+use super::progress::Progress;
+use super::status::time;
+use super::{Exit, open_store, say};
+use crate::clock::Clock;
+use crate::follow::jittered;
+use crate::position::Ticks;
+use crate::store::catalog;
+use crate::upkeep::{Done, Plans, Upkeep};
+
+/// So many new objects are worth a look at the archive, which costs requests of its own.
+const CREATED_MIN: u64 = 60;
+/// After so long there is a look whatever was created, milliseconds.
+const LOOK_MILLIS_MAX: u64 = 24 * 60 * 60 * 1000;
+
+/// Merges and deletes once.
+///
+/// # Errors
+/// Where the archive cannot be read or written, or something in it needs a person.
+pub async fn run(arguments: PruneArguments, clock: Arc<dyn Clock>) -> anyhow::Result<()> {
+    let json = arguments.archive.json;
+    let store = open_store(&arguments.archive.archive)?;
+    let options = arguments.upkeep.settings().check().map_err(|error| Exit {
+        message: error.to_string(),
+        code: 2,
+    })?;
+    let archive = catalog::survey(&*store, &mut catalog::Kept::default(), clock.ticks()).await?;
+    let archive = archive.catalog.archive().map(|document| document.archive);
+    let archive = archive.context("archive.json is missing")?;
+    let mut upkeep = Upkeep::new(store, archive, options, Arc::clone(&clock));
+    if arguments.dry_run {
+        let plans = upkeep.plans().await?;
+        say(&if json {
+            serde_json::to_string_pretty(&plans_json(&plans))?
+        } else {
+            plans_text(&plans)
+        });
+        return Ok(());
+    }
+    let mut progress = Progress::lines("merging", clock, None);
+    let done = upkeep
+        .pass(|read, total| progress.stands_at(read, total))
+        .await?;
+    progress.end();
+    say(&if json {
+        done_json(&done).to_string()
+    } else {
+        done_text(&done)
+    });
+    if let Some(refused) = done.refused {
+        anyhow::bail!("not everything was deleted: {refused}");
+    }
+    if !done.alarms.is_empty() {
+        anyhow::bail!("{}", done.alarms.join("\n"));
+    }
+    Ok(())
+}
+
+fn plans_json(plans: &Plans) -> Value {
+    let merges = plans.merges.iter().map(|merge| {
+        json!({
+            "name": merge.object().name().as_str(),
+            "bytes": merge.bytes(),
+            "inputs": merge.inputs.iter().map(|input| input.name.as_str()).collect::<Vec<_>>(),
+        })
+    });
+    let superfluous = plans.superfluous.iter().flat_map(|covered| {
+        covered.of.iter().map(|segment| {
+            json!({
+                "name": segment.name.as_str(), "bytes": segment.bytes, "covered_by": covered.by.name.as_str(),
+            })
+        })
+    });
+    let old = plans.prune.as_ref().map(|plan| {
+        plan.deletions
+            .iter()
+            .map(|(name, bytes)| json!({ "name": name.as_str(), "bytes": bytes }))
+            .collect::<Vec<_>>()
+    });
+    json!({
+        "merge": merges.collect::<Vec<_>>(),
+        "delete_merged": superfluous.collect::<Vec<_>>(),
+        "delete_old": old.as_ref().ok(),
+        "window_start_ms": plans.prune.as_ref().ok().map(|plan| plan.window_start.0),
+        "refused": plans.prune.as_ref().err().map(ToString::to_string),
+    })
+}
+
+fn plans_text(plans: &Plans) -> String {
+    let mut lines = Vec::new();
+    for merge in &plans.merges {
+        lines.push(format!(
+            "would merge {} segments into {}",
+            merge.inputs.len(),
+            merge.object().name()
+        ));
+    }
+    for covered in &plans.superfluous {
+        for segment in &covered.of {
+            lines.push(format!(
+                "would delete {}, which {} covers",
+                segment.name, covered.by.name
+            ));
+        }
+    }
+    match &plans.prune {
+        Ok(plan) => {
+            for (name, _) in &plan.deletions {
+                lines.push(format!("would delete {name}, which is too old"));
+            }
+            lines.push(format!(
+                "every moment since {} stays; {} would become free",
+                time(plan.window_start),
+                bytesize::ByteSize(plan.bytes())
+            ));
+        }
+        Err(error) => lines.push(format!("! {error}")),
+    }
+    lines.join("\n")
+}
+
+fn done_json(done: &Done) -> Value {
+    json!({
+        "merges": done.merges,
+        "merged_segments": done.inputs,
+        "deleted_merged": done.deleted_merged,
+        "deleted_old": done.deleted_pruned,
+        "deleted_bytes": done.deleted_bytes,
+        "refused": done.refused,
+        "alarms": done.alarms,
+    })
+}
+
+fn done_text(done: &Done) -> String {
+    format!(
+        "merged {} segments into {}; deleted {} that were merged and {} that were too old, {}",
+        done.inputs,
+        done.merges,
+        done.deleted_merged,
+        done.deleted_pruned,
+        bytesize::ByteSize(done.deleted_bytes)
+    )
+}
+
+/// Upkeep beside `run`, until this is dropped: it may be cut short anywhere.
+pub(super) struct Beside(JoinHandle<()>);
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Looks after the archive now and then, where there is something to do.
+pub(super) fn beside(
+    upkeep: Upkeep,
+    every: Duration,
+    observed: Arc<Observed>,
+    clock: Arc<dyn Clock>,
+) -> Beside {
+    observed.keeps(upkeep.report());
+    let rounds = Rounds {
+        upkeep,
+        looked_at: clock.ticks(),
+        clock,
+        observed,
+        created: 0,
+        goes_on: false,
+        said: Vec::new(),
+    };
+    Beside(tokio::spawn(rounds.go_on(every)))
+}
+
+struct Rounds {
+    upkeep: Upkeep,
+    clock: Arc<dyn Clock>,
+    observed: Arc<Observed>,
+    looked_at: Ticks,
+    /// Objects that this process had created by then.
+    created: u64,
+    goes_on: bool,
+    /// What was said last: each thing once until it changes.
+    said: Vec<String>,
+}
+
+impl Rounds {
+    async fn go_on(mut self, every: Duration) {
+        loop {
+            // Two of them on one archive should not always meet.
+            tokio::time::sleep(jittered(every)).await;
+            if self.is_due() {
+                self.look().await;
+            }
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        let created = self.observed.created().saturating_sub(self.created);
+        let since = self.clock.ticks().since(self.looked_at);
+        self.goes_on || created >= CREATED_MIN || since >= LOOK_MILLIS_MAX
+    }
+
+    async fn look(&mut self) {
+        let passed = self.upkeep.pass(|_, _| {}).await;
+        self.looked_at = self.clock.ticks();
+        self.created = self.observed.created();
+        let done = match passed {
+            Ok(done) => done,
+            Err(error) => {
+                self.goes_on = true;
+                self.say(
+                    vec![format!("upkeep was cut short: {error}; it goes on later")],
+                    false,
+                );
+                return;
+            }
+        };
+        self.goes_on = done.goes_on;
+        if done.merges + done.deleted_merged + done.deleted_pruned > 0 {
+            tracing::info!("upkeep: {}", done_text(&done));
+        }
+        if done.deleted_pruned > 0
+            && let Ok(survey) = self.upkeep.survey().await
+        {
+            self.observed.archive_read(&survey.catalog);
+        }
+        let refused = done.refused.map(|why| format!("upkeep: {why}"));
+        let is_alarm = !done.alarms.is_empty();
+        self.say(done.alarms.into_iter().chain(refused).collect(), is_alarm);
+    }
+
+    fn say(&mut self, lines: Vec<String>, is_alarm: bool) {
+        for line in lines.iter().filter(|line| !self.said.contains(line)) {
+            if is_alarm {
+                tracing::error!("{line}");
+            } else {
+                tracing::warn!("{line}");
+            }
+        }
+        // What is refused for a day, or barred, is not found again by the next pass.
+        self.said.extend(lines);
+        self.said.dedup();
+        let excess = self.said.len().saturating_sub(SAID_MAX);
+        self.said.drain(..excess);
+    }
+}
+
+/// So many lines are remembered as said.
+const SAID_MAX: usize = 100;

@@ -1,0 +1,395 @@
+//! Upkeep of an archive: many small segments become few, and what nobody can ask for any more is deleted. What is to be
+//! done `archive::retention` computes; this carries it out.
+//!
+//! Any number of processes may do this to one archive at the same time, and any of them may die at any point: an
+//! object is deleted only while another that holds the same bytes is there and was read, or when it is older than the
+//! window. Nothing is remembered but what saves work.
+
+mod blocks;
+mod clock;
+mod join;
+mod report;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use crate::archive::layout::{ArchiveId, ObjectName};
+use crate::archive::retention::{
+    Covered, Merge, Policy, PruneError, PrunePlan, Stock, merges, prune, superfluous,
+};
+use crate::archive::timeline::SegmentEntry;
+use crate::clock::Clock;
+use crate::position::{Ticks, UnixMillis};
+use crate::store::catalog::{CatalogError, Kept, Survey, survey};
+use crate::store::{Store, StoreError, StoreErrorKind};
+
+pub use join::JoinError;
+pub use report::{Report, Tally};
+
+/// Objects that are deleted at the same time.
+const DELETES_IN_FLIGHT_MAX: usize = 8;
+/// After the store has refused to delete it is asked again so much later, milliseconds.
+const DENIED_MILLIS: u64 = 24 * 60 * 60 * 1000;
+
+/// How to keep an archive.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// What is merged, and what is kept.
+    pub policy: Policy,
+    /// Whether anything may be deleted.
+    pub may_delete: bool,
+}
+
+/// What is to be done to an archive.
+#[derive(Debug)]
+pub struct Plans {
+    /// Segments to be made one.
+    pub merges: Vec<Merge>,
+    /// Segments that are superfluous beside others.
+    pub superfluous: Vec<Covered>,
+    /// Whether more of them come when they have been there longer.
+    pub are_waited_for: bool,
+    /// What is too old, or why that cannot be told.
+    pub prune: Result<PrunePlan, PruneError>,
+}
+
+/// What a pass has done.
+#[derive(Clone, Debug, Default)]
+pub struct Done {
+    /// Merged segments made.
+    pub merges: usize,
+    /// Segments that they were made of.
+    pub inputs: usize,
+    /// Objects deleted because a merged one covers them.
+    pub deleted_merged: usize,
+    /// Objects deleted because nobody can ask for them any more.
+    pub deleted_pruned: usize,
+    /// Stored bytes of both.
+    pub deleted_bytes: u64,
+    /// Why nothing, or not everything, was deleted.
+    pub refused: Option<String>,
+    /// What a person has to look at.
+    pub alarms: Vec<String>,
+    /// Whether more can be done in a while.
+    pub goes_on: bool,
+}
+
+/// Keeps one archive.
+#[derive(Debug)]
+pub struct Upkeep {
+    store: Arc<dyn Store>,
+    archive: ArchiveId,
+    options: Options,
+    clock: Arc<dyn Clock>,
+    report: Arc<Report>,
+    kept: Kept,
+    /// Of each segment, those that were read and found to hold nothing but a part of it.
+    agreed: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
+    /// Segments that are damaged, or differ from others.
+    barred: BTreeSet<ObjectName>,
+    denied_at: Option<Ticks>,
+}
+
+impl Upkeep {
+    /// Of the archive with this id, in this store.
+    pub fn new(
+        store: Arc<dyn Store>,
+        archive: ArchiveId,
+        options: Options,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            store,
+            archive,
+            options,
+            clock,
+            report: Arc::default(),
+            kept: Kept::default(),
+            agreed: BTreeMap::new(),
+            barred: BTreeSet::new(),
+            denied_at: None,
+        }
+    }
+
+    /// Where it leaves its counts.
+    pub fn report(&self) -> Arc<Report> {
+        Arc::clone(&self.report)
+    }
+
+    /// What a pass would do now; nothing is written. The clock of the store is believed to be ours.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub async fn plans(&mut self) -> Result<Plans, CatalogError> {
+        let survey = self.survey().await?;
+        let now = survey.newest().max(self.clock.unix());
+        Ok(self.plans_of(&survey, now))
+    }
+
+    /// Does what there is to do. `told` gets the stored bytes that were read for merges, and how many there are.
+    ///
+    /// # Errors
+    /// [`CatalogError`]; what was done until then stays done, and the next pass goes on.
+    pub async fn pass(&mut self, mut told: impl FnMut(u64, u64)) -> Result<Done, CatalogError> {
+        let survey = self.survey().await?;
+        let mut done = Done::default();
+        let now = self.may_delete(&survey, &mut done).await?;
+        let plans = self.plans_of(&survey, now.unwrap_or_else(|| survey.newest()));
+        if let Err(error) = &plans.prune {
+            done.alarms.push(error.to_string());
+        }
+        let is_allowed = now.is_some();
+        if is_allowed && let Ok(plan) = &plans.prune {
+            self.delete_old(plan, &mut done).await?;
+        }
+        if is_allowed && done.refused.is_none() {
+            let old = plans.prune.as_ref().map(|plan| plan.deletions.as_slice());
+            let old: HashSet<&ObjectName> = old
+                .unwrap_or_default()
+                .iter()
+                .map(|(name, _)| name)
+                .collect();
+            self.delete_superfluous(&survey, &plans.superfluous, &old, &mut done)
+                .await?;
+        }
+        done.goes_on |= is_allowed && done.refused.is_none() && plans.are_waited_for;
+        let total = plans.merges.iter().map(Merge::bytes).sum();
+        let mut read = 0;
+        for merge in &plans.merges {
+            self.merge(merge, &mut done).await?;
+            read += merge.bytes();
+            told(read, total);
+        }
+        done.goes_on |= done.merges > 0;
+        self.report.barred(self.barred.len());
+        Ok(done)
+    }
+
+    /// The archive as it is now.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub async fn survey(&mut self) -> Result<Survey, CatalogError> {
+        let survey = survey(&*self.store, &mut self.kept, self.clock.ticks()).await?;
+        let is_there = |name: &ObjectName| survey.dates.contains_key(name);
+        self.barred.retain(is_there);
+        self.agreed.retain(|name, _| is_there(name));
+        Ok(survey)
+    }
+
+    fn plans_of(&self, survey: &Survey, now: UnixMillis) -> Plans {
+        let stock = Stock {
+            catalog: &survey.catalog,
+            dates: &survey.dates,
+            now,
+        };
+        let policy = &self.options.policy;
+        let at_once = Policy {
+            grace_millis: 0,
+            ..*policy
+        };
+        let later = superfluous(&stock, &at_once, &self.barred);
+        let now = superfluous(&stock, policy, &self.barred);
+        Plans {
+            merges: merges(&stock, policy, &self.barred),
+            are_waited_for: later.len() > now.len(),
+            superfluous: now,
+            prune: prune(&stock, policy, &survey.folders),
+        }
+    }
+
+    /// The store's time, where something may be deleted.
+    async fn may_delete(
+        &mut self,
+        survey: &Survey,
+        done: &mut Done,
+    ) -> Result<Option<UnixMillis>, StoreError> {
+        if !self.options.may_delete {
+            return Ok(None);
+        }
+        let ticks = self.clock.ticks();
+        if self
+            .denied_at
+            .is_some_and(|at| ticks.since(at) < DENIED_MILLIS)
+        {
+            return Ok(None);
+        }
+        let told = clock::of_store(&*self.store, &*self.clock, survey.newest()).await;
+        match told {
+            Ok(Ok(now)) => Ok(Some(now)),
+            Ok(Err(why)) => {
+                self.refuse(done, why);
+                Ok(None)
+            }
+            Err(error) if error.kind == StoreErrorKind::Denied => {
+                self.denied(done, &error);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn refuse(&self, done: &mut Done, why: String) {
+        self.report.refused();
+        done.refused = Some(why);
+    }
+
+    fn denied(&mut self, done: &mut Done, error: &StoreError) {
+        self.denied_at = Some(self.clock.ticks());
+        self.refuse(
+            done,
+            format!(
+                "the store refuses to delete, so the archive only grows; allow it, or give --no-delete: {error}"
+            ),
+        );
+    }
+
+    async fn delete_old(&mut self, plan: &PrunePlan, done: &mut Done) -> Result<(), StoreError> {
+        // In this order, one by one: what is left when this is cut short does not look like a gap.
+        for (name, bytes) in &plan.deletions {
+            match self.store.delete(name).await {
+                Ok(()) => {}
+                Err(error) if error.kind == StoreErrorKind::Denied => {
+                    self.denied(done, &error);
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+            tracing::debug!(%name, "deleted: older than the window");
+            self.report.deleted(true);
+            done.deleted_pruned += 1;
+            done.deleted_bytes += bytes;
+        }
+        Ok(())
+    }
+
+    async fn delete_superfluous(
+        &mut self,
+        survey: &Survey,
+        superfluous: &[Covered],
+        old: &HashSet<&ObjectName>,
+        done: &mut Done,
+    ) -> Result<(), CatalogError> {
+        let mut names = Vec::new();
+        for covered in superfluous.iter().filter(|it| !old.contains(&it.by.name)) {
+            let of: Vec<SegmentEntry> = covered
+                .of
+                .iter()
+                .filter(|segment| !old.contains(&segment.name))
+                .cloned()
+                .collect();
+            if self.agree(&covered.by, &of, done).await? {
+                names.extend(of.into_iter().map(|segment| (segment.name, segment.bytes)));
+            }
+        }
+        let gone: HashSet<ObjectName> = names.iter().map(|(name, _)| name.clone()).collect();
+        if !is_covered_without(survey, &gone) {
+            self.refuse(
+                done,
+                "merging would change what can be restored: nothing is deleted; please report this"
+                    .into(),
+            );
+            return Ok(());
+        }
+        for chunk in names.chunks(DELETES_IN_FLIGHT_MAX) {
+            let mut deletes = JoinSet::new();
+            for (name, bytes) in chunk.iter().cloned() {
+                let store = Arc::clone(&self.store);
+                deletes.spawn(async move { store.delete(&name).await.map(|()| bytes) });
+            }
+            while let Some(deleted) = deletes.join_next().await {
+                match deleted.expect("deleting neither panics nor is cancelled") {
+                    Ok(bytes) => {
+                        self.report.deleted(false);
+                        done.deleted_merged += 1;
+                        done.deleted_bytes += bytes;
+                    }
+                    Err(error) if error.kind == StoreErrorKind::Denied => {
+                        self.denied(done, &error);
+                        return Ok(());
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a segment, read as a whole, holds everything that these hold.
+    async fn agree(
+        &mut self,
+        by: &SegmentEntry,
+        of: &[SegmentEntry],
+        done: &mut Done,
+    ) -> Result<bool, StoreError> {
+        let agreed = self.agreed.get(&by.name);
+        let is_known =
+            |segment: &SegmentEntry| agreed.is_some_and(|agreed| agreed.contains(&segment.name));
+        let unknown: Vec<SegmentEntry> = of.iter().filter(|it| !is_known(it)).cloned().collect();
+        if unknown.is_empty() {
+            return Ok(true);
+        }
+        match join::compare(&self.store, self.archive, by, &unknown).await {
+            Ok(_) => {
+                let names = unknown.into_iter().map(|segment| segment.name);
+                self.agreed
+                    .entry(by.name.clone())
+                    .or_default()
+                    .extend(names);
+                Ok(true)
+            }
+            Err(error) => self.stopped(error, done).map(|()| false),
+        }
+    }
+
+    async fn merge(&mut self, merge: &Merge, done: &mut Done) -> Result<(), StoreError> {
+        match join::merge(&self.store, self.archive, merge).await {
+            Ok(()) => {
+                let mut agreed = BTreeSet::new();
+                for input in &merge.inputs {
+                    agreed.insert(input.name.clone());
+                    agreed.extend(self.agreed.get(&input.name).into_iter().flatten().cloned());
+                }
+                self.agreed.insert(merge.object().name(), agreed);
+                self.report.merged(true);
+                done.merges += 1;
+                done.inputs += merge.inputs.len();
+                Ok(())
+            }
+            Err(error) => {
+                self.report.merged(false);
+                self.stopped(error, done)
+            }
+        }
+    }
+
+    /// Segments that cannot be worked with are left alone from here on, and said.
+    fn stopped(&mut self, error: JoinError, done: &mut Done) -> Result<(), StoreError> {
+        let suspects = error.suspects();
+        match error {
+            // Somebody else was quicker.
+            JoinError::Store(error) if error.kind == StoreErrorKind::NotFound => {}
+            JoinError::Store(error) => return Err(error),
+            error => done.alarms.push(format!(
+                "{error}; it is neither merged nor deleted, look at who else writes to this archive"
+            )),
+        }
+        done.goes_on = true;
+        self.barred.extend(suspects);
+        Ok(())
+    }
+}
+
+/// Whether just as much can be restored without these.
+fn is_covered_without(survey: &Survey, gone: &HashSet<ObjectName>) -> bool {
+    let before = &survey.catalog;
+    let after = before.without(gone);
+    before
+        .timelines()
+        .zip(after.timelines())
+        .all(|(before, after)| before.runs() == after.runs())
+}
