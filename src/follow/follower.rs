@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -43,6 +44,8 @@ use crate::store::{Store, StoreError, catalog};
 const HANDSHAKE_MILLIS: u64 = 180_000;
 /// The longest silence on the link, milliseconds: the servers' own `repl-timeout`; they ping every 10 s.
 const IDLE_MILLIS: u64 = 60_000;
+/// So long a link that was closed for want of room waits for it before a snapshot on schedule is given up.
+const ROOM_WAIT: Duration = Duration::from_secs(1);
 
 /// The first version that leaves the keys out of a full resync on request (`protocol-facts` 1.2).
 const FILTERS_SINCE: (u32, u32) = (7, 0);
@@ -521,17 +524,11 @@ impl Follower {
             return FollowEnd::Again(Again::ServerChanged);
         };
         let (id, after) = (lane.uploader.context().id, lane.pipeline.offset());
-        let room = async {
-            self.budget.half_free().await;
-            if let Some(spool) = &self.shared.spool {
-                spool.half_free().await;
-            }
-        };
-        tokio::select! {
-            () = room => {}
-            _ = stop.wait_for(|stop| *stop) => return FollowEnd::Stopped,
+        if let Err(end) = self.room(stop).await {
+            return end;
         }
-        if let Some(reason) = lane.uploader.lost() {
+        let lane = self.lane.as_ref();
+        if let Some(reason) = lane.and_then(|lane| lane.uploader.lost()) {
             return FollowEnd::Lost(reason);
         }
         let request = PsyncRequest::Continue { id, after };
@@ -553,6 +550,28 @@ impl Follower {
                 self.settle().await;
                 FollowEnd::Again(Again::ServerChanged)
             }
+        }
+    }
+
+    /// Waits until half of memory and spool are free; a snapshot on schedule that is in the way is given up.
+    async fn room(&mut self, stop: &mut watch::Receiver<bool>) -> Result<(), FollowEnd> {
+        let (budget, spool) = (Arc::clone(&self.budget), self.shared.spool.clone());
+        let room = async move {
+            budget.half_free().await;
+            if let Some(spool) = spool {
+                spool.half_free().await;
+            }
+        };
+        tokio::pin!(room);
+        tokio::select! {
+            () = &mut room => return Ok(()),
+            _ = stop.wait_for(|stop| *stop) => return Err(FollowEnd::Stopped),
+            () = tokio::time::sleep(ROOM_WAIT) => {}
+        }
+        self.give_up_later()?;
+        tokio::select! {
+            () = room => Ok(()),
+            _ = stop.wait_for(|stop| *stop) => Err(FollowEnd::Stopped),
         }
     }
 

@@ -285,6 +285,21 @@ impl Follower {
         }
     }
 
+    /// The replication stream goes first: a snapshot that takes the room that it needs is given up. Whether one was.
+    pub(super) fn give_up_later(&mut self) -> Result<bool, FollowEnd> {
+        let taken = self.lane.as_mut().and_then(|lane| lane.later.take());
+        if taken.is_none() {
+            return Ok(false);
+        }
+        drop(taken);
+        self.report.snapshot_ended(None);
+        let wait_ms = self.schedule.failed(self.clock.ticks(), true);
+        let why = "the store is too slow for a snapshot beside the replication stream";
+        tracing::warn!(wait_ms, "no snapshot: {why}; trying again");
+        self.answer(Err(why.into()))?;
+        Ok(true)
+    }
+
     /// Whoever only wanted the snapshot is told.
     pub(super) fn answer(&mut self, ended: Result<Taken, String>) -> Result<(), FollowEnd> {
         if std::mem::take(&mut self.asked) {

@@ -459,7 +459,12 @@ impl Follower {
         }
     }
 
-    fn stalled(&self, session: &mut Session, read: bool, waited_millis: u64) -> Option<FollowEnd> {
+    fn stalled(
+        &mut self,
+        session: &mut Session,
+        read: bool,
+        waited_millis: u64,
+    ) -> Option<FollowEnd> {
         if session.feed.is_some() {
             // Closed in the middle of its payload, an old server would only have to send it again.
             session.stalled_millis = 0;
@@ -468,7 +473,17 @@ impl Follower {
         } else if self.budget.used() <= self.options.buffer_bytes / 2 {
             session.stalled_millis = 0;
         }
-        (session.stalled_millis >= STALL_MILLIS_MAX).then_some(FollowEnd::Stalled)
+        if session.stalled_millis < STALL_MILLIS_MAX {
+            return None;
+        }
+        match self.give_up_later() {
+            Ok(true) => {
+                session.stalled_millis = 0;
+                None
+            }
+            Ok(false) => Some(FollowEnd::Stalled),
+            Err(asked) => Some(asked),
+        }
     }
 
     fn start_snapshot(&mut self, uploader: &Arc<Uploader>) {

@@ -54,7 +54,9 @@ pub struct Spool {
 
 #[derive(Default)]
 struct State {
-    current: Option<Arc<Scratch>>,
+    /// The file that is written to, for each share: what is uploaded in different orders does not keep each other's
+    /// room.
+    current: [Option<Arc<Scratch>>; 2],
     used: u64,
     waiting: u64,
     /// A piece of the replication stream found no room, and none was made since.
@@ -121,7 +123,8 @@ impl Spool {
     #[cfg(test)]
     pub fn spoil(&self) {
         let state = lock(&self.state);
-        let current = state.current.as_ref().expect("something is spooled");
+        let mut current = state.current.iter().flatten();
+        let current = current.next().expect("something is spooled");
         current.file.set_len(0).expect("scratch files can be cut");
     }
 
@@ -180,7 +183,7 @@ impl Spool {
             }
             Err(error) => {
                 // The rest of that file is not trusted any more.
-                lock(&self.state).current = None;
+                lock(&self.state).current[share as usize] = None;
                 if !self.failing.swap(true, Ordering::AcqRel) {
                     tracing::error!(
                         "--spool-dir {}: a scratch file cannot be written: {error}; nothing is lost, but beyond \
@@ -207,7 +210,7 @@ impl Spool {
         }
         let file_bytes_max = self.bytes_max() / SCRATCH_FILES_MAX;
         let fits = |scratch: &Arc<Scratch>| lock(&scratch.counts).bytes + bytes <= file_bytes_max;
-        let scratch = match state.current.take().filter(fits) {
+        let scratch = match state.current[share as usize].take().filter(fits) {
             Some(scratch) => scratch,
             None => Arc::new(Scratch {
                 file: tempfile::tempfile_in(&self.options.dir)?,
@@ -224,7 +227,7 @@ impl Spool {
         state.used += bytes;
         state.waiting += 1;
         state.full &= share == Share::Half;
-        state.current = Some(Arc::clone(&scratch));
+        state.current[share as usize] = Some(Arc::clone(&scratch));
         Ok(Some(Place {
             spool: Arc::clone(self),
             scratch,
@@ -275,10 +278,8 @@ impl Drop for Place {
         let Some(bytes) = emptied else { return };
         state.used -= bytes;
         state.full = false;
-        if let Some(current) = &state.current
-            && Arc::ptr_eq(current, &self.scratch)
-        {
-            state.current = None;
+        for current in &mut state.current {
+            current.take_if(|current| Arc::ptr_eq(current, &self.scratch));
         }
         drop(state);
         self.spool.freed.notify_waiters();

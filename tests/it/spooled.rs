@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use perennial::clock::SystemClock;
+use perennial::config::RunSettings;
 use perennial::store::faulty::Faults;
 
+use crate::harness::random::Random;
 use crate::harness::{
     Archive, Churn, ClientLink, DEADLINE, Digest, InProcess, Mix, REDIS_7_0, Server, assert_same,
     holds_for, until,
@@ -30,6 +32,10 @@ struct Scene {
 impl Scene {
     fn begin(spool_bytes: &str) -> Option<Self> {
         let server = REDIS_7_0.start(&["--repl-backlog-size", "512mb"])?;
+        Self::with(server, spool_bytes, |_| {})
+    }
+
+    fn with(server: Server, spool_bytes: &str, change: fn(&mut RunSettings)) -> Option<Self> {
         let (archive, faults) = (Archive::new(), Faults::new());
         let folder = tempfile::tempdir().unwrap();
         let clock = Arc::new(SystemClock::new());
@@ -38,6 +44,7 @@ impl Scene {
             settings.buffer_bytes = "24MiB".into();
             settings.spool_dir = Some(folder.path().to_owned());
             settings.spool_bytes = spool_bytes.into();
+            change(settings);
         });
         archive.until_durable();
         server.client().wait_until_stored(DEADLINE);
@@ -171,4 +178,48 @@ fn what_cannot_be_read_back_comes_again() {
     churn.stop();
     assert_eq!(scene.links(), 1, "nobody knows yet");
     scene.heal_and_compare(1);
+}
+
+/// What a snapshot on schedule has in the spool is in the way of the replication stream: it is given up, and taken later.
+#[test]
+fn a_snapshot_on_schedule_gives_way_to_the_stream() {
+    let backlog = [
+        "--repl-backlog-size",
+        "512mb",
+        "--repl-diskless-sync-delay",
+        "0",
+    ];
+    let Some(server) = REDIS_7_0.start(&backlog) else {
+        return;
+    };
+    let (mut client, mut random) = (server.client(), Random::new());
+    for number in 0..64 {
+        let key = format!("large:{number}");
+        client.ok(&[b"SET".as_slice(), key.as_bytes(), &random.bytes(1 << 20)]);
+    }
+    let scene = Scene::with(server, "64MiB", |settings| {
+        settings.snapshots.log_ratio = "0.001".into();
+        settings.snapshots.log_bytes = "1MiB".into();
+        settings.snapshots.min_interval = "1s".into();
+    });
+    let scene = scene.unwrap();
+    let churn = Churn::start(&scene.server.address(), Mix::RANDOM_WRITES);
+    until("another snapshot is being taken", 2 * DEADLINE, || {
+        scene.server.info_number("stats", "sync_full") > scene.full_syncs
+    });
+    scene.faults.hold_all(true);
+    until("the link is closed", 2 * DEADLINE, || scene.links() == 0);
+    churn.stop();
+    let gaps = |scene: &Scene| scene.archive.status().timelines[0].gaps.len();
+    scene.faults.hold_all(false);
+    until("it is followed", 2 * DEADLINE, || scene.links() >= 1);
+    scene.server.client().wait_until_stored(2 * DEADLINE);
+    assert_eq!(gaps(&scene), 0);
+    let partial = scene.server.info_number("stats", "sync_partial_ok");
+    assert_eq!(partial, scene.partial_syncs + 1);
+    let before = Digest::of(&scene.server.address());
+    let folder = scene.archive.restore("restored", &[]);
+    let restored = REDIS_7_0.start_on(&folder).unwrap();
+    assert_same(&before, &Digest::of(&restored.address()));
+    scene.perennial.stop().unwrap();
 }
