@@ -3,6 +3,7 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 
 use crate::archive::layout::{ArchiveDocument, Object, ObjectName, TimelineDocument};
 use crate::position::{Offset, Position, ReplicationId, TimelineSeq, UnixMillis};
@@ -27,6 +28,44 @@ pub struct Catalog {
     highest: Option<TimelineSeq>,
     /// Things that are wrong with the listing, in plain words.
     pub problems: Vec<String>,
+}
+
+/// What lies behind a hole at the end of a timeline.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LeftOut {
+    /// The timeline.
+    pub timeline: TimelineSeq,
+    /// The last byte before the hole.
+    pub end: Offset,
+    /// The last byte stored behind it.
+    pub stored_to: Option<Offset>,
+    /// The timeline that continues behind it, and where: its parent's bytes up to there were once stored.
+    pub continued: Option<(TimelineSeq, Offset)>,
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "timeline {} is missing what comes behind offset {}; left out is",
+            self.timeline, self.end
+        )?;
+        if let Some(last) = self.stored_to {
+            write!(f, " what is stored from there up to offset {last}")?;
+        }
+        if let Some((child, offset)) = self.continued {
+            let and = if self.stored_to.is_some() {
+                ", and"
+            } else {
+                ""
+            };
+            write!(
+                f,
+                "{and} timeline {child}, which continues it at offset {offset}: that much WAS in the archive once"
+            )?;
+        }
+        f.write_str("; `perennial verify` tells what is missing")
+    }
 }
 
 impl Catalog {
@@ -259,6 +298,27 @@ impl Catalog {
         let end = self.stored_end(seq)?;
         let boundary = self.timelines.get(&seq)?.boundary;
         Some(boundary.map_or(end, |boundary| boundary.min(end)))
+    }
+
+    /// What lies behind a hole at the end of a timeline, and so is no part of any restore of that end: pieces that a
+    /// crash left, or bytes that somebody had and the archive has lost.
+    pub fn left_out(&self, seq: TimelineSeq) -> Option<LeftOut> {
+        let timeline = self.timelines.get(&seq)?;
+        let end = self.stored_end(seq)?;
+        let stored = timeline.runs().last().map(|run| run.last);
+        let stored_to = stored.filter(|last| *last > end);
+        let continued = self.timelines.values().find_map(|child| {
+            let parent = child.document.parent?;
+            let is_behind = parent.timeline == seq && parent.offset > end;
+            (is_behind && self.suspect(child.seq()).is_none())
+                .then_some((child.seq(), parent.offset))
+        });
+        (stored_to.is_some() || continued.is_some()).then_some(LeftOut {
+            timeline: seq,
+            end,
+            stored_to,
+            continued,
+        })
     }
 
     /// Restorable stretches of a timeline in its own offsets, in order: any offset inside can be restored.

@@ -64,6 +64,19 @@ pub async fn run(arguments: &AcceptArguments, clock: &dyn Clock) -> anyhow::Resu
         bail!("nothing on timeline {seq} can be restored yet: wait until its snapshot is complete");
     }
     let before = catalog.head();
+    if let Some(head) = before
+        && !arguments.force
+        && catalog
+            .lineage(head)
+            .iter()
+            .any(|step| step.timeline == seq)
+        && head.timeline != seq
+    {
+        bail!(
+            "timeline {seq} is an ancestor of the head, {head}: accepted, everything written since then would be left out of \
+             the next seed. If that is meant, add --force; to look at it, `perennial restore --at timeline:{seq}`"
+        );
+    }
     let document = AcceptedDocument {
         format: DOCUMENT_FORMAT,
         accepted_at: clock.unix(),

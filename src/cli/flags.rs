@@ -187,6 +187,10 @@ pub struct AcceptArguments {
     #[arg(value_name = "TIMELINE")]
     pub timeline: Option<u32>,
 
+    /// Accept even an ancestor of the head: what came after it is left out of the next seed
+    #[arg(long, env = "PERENNIAL_FORCE", hide_env_values = true)]
+    pub force: bool,
+
     /// Why, for whoever reads the archive later
     #[arg(
         long,

@@ -72,6 +72,11 @@ async fn run_once(
         }
         Err(error) => return Err(error.into()),
     };
+    if let When::Latest | When::Timeline(_) = when
+        && let Some(rest) = loaded.catalog.left_out(planned.plan.target.timeline)
+    {
+        tracing::warn!("{rest}");
+    }
     if arguments.dry_run {
         print_plan(&planned, arguments.json);
         return Ok(());

@@ -620,6 +620,13 @@ impl Runner {
                 "not ready: not seeding from a shorter history: {damaged}"
             ))));
         }
+        match loaded.catalog.left_out(planned.target.timeline) {
+            Some(lost) if lost.continued.is_some() => {
+                tracing::error!("seeding what there is: {lost}")
+            }
+            Some(rest) => tracing::warn!("{rest} (a crash leaves such pieces, not acknowledged)"),
+            None => {}
+        }
         let (seeder, local_ip, same_machine) =
             (&self.seeder, control.local_ip(), control.is_local());
         let (policy, now) = (self.options.seed, self.clock.unix());

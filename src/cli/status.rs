@@ -196,8 +196,9 @@ pub fn problems(catalog: &Catalog, address: &str, now: UnixMillis) -> Vec<String
         let pending = head.is_none_or(|head| head.timeline < seq);
         if let Some(why) = catalog.suspect(seq).filter(|_| pending) {
             problems.push(format!(
-                "timeline {seq} is suspect: {why}; if it is not the right one, start its server empty, and it is \
-                 filled from the head; if it is: perennial accept {seq} --archive {}",
+                "timeline {seq} is suspect: {why}; if it is another data set, stop that Perennial and give \
+                 it an --archive of its own; if it is an older state of this one, start its server empty, and it is filled \
+                 from the head; if it is the right one: perennial accept {seq} --archive {}",
                 quoted(address)
             ));
         }

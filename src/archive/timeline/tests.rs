@@ -102,6 +102,35 @@ fn what_was_under_way_when_history_went_on_elsewhere_is_no_gap() {
 }
 
 #[test]
+fn what_lies_behind_a_hole_at_the_end_is_left_out_and_said() {
+    let whole = || {
+        Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(10)
+            .segment(11, 100)
+    };
+    assert_eq!(whole().catalog().left_out(TimelineSeq::new(1)), None);
+    let left = whole().segment(151, 200).catalog();
+    let left = left.left_out(TimelineSeq::new(1)).unwrap();
+    assert_eq!(
+        (left.end, left.stored_to),
+        (Offset::new(100), Some(Offset::new(200)))
+    );
+    assert_eq!(left.continued, None);
+    let child = whole()
+        .timeline(2, 2, Some((1, 200)), 200)
+        .segment(201, 300);
+    let child = child.catalog();
+    assert_eq!(child.head(), Some(at(1, 100)));
+    let left = child.left_out(TimelineSeq::new(1)).unwrap();
+    assert_eq!(
+        left.continued,
+        Some((TimelineSeq::new(2), Offset::new(200)))
+    );
+    assert!(left.to_string().contains("WAS in the archive"), "{left}");
+}
+
+#[test]
 fn a_gap_lies_between_two_restorable_stretches() {
     let catalog = Sketch::default()
         .timeline(1, 1, None, 0)
