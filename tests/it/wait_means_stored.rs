@@ -252,10 +252,12 @@ fn restoring_from_a_failing_store_is_all_or_nothing(kind: Kind) {
         return;
     };
     let archive = Archive::new();
-    let _perennial = Perennial::follow(&server, &archive, &[]);
+    let perennial = Perennial::follow(&server, &archive, &[]);
     write_everything(&mut server.client(), 0);
     server.client().wait_until_stored(DEADLINE);
     let expected = Digest::of(&server.address());
+    // Nothing more is stored, not even a PING.
+    drop(perennial);
     let operations = restore_with(&archive, &Faults::new()).unwrap();
     assert!(operations >= 4, "a restore takes {operations} operations");
     let mut whole_after_a_failure = 0;
