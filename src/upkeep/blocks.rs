@@ -82,13 +82,21 @@ impl Blocks {
         })
     }
 
+    /// Whether nobody has begun to read it.
+    pub(super) fn is_unread(&self) -> bool {
+        self.at == 0 && self.ahead.is_none() && !self.was_read
+    }
+
+    /// Whether a read has begun that nobody has waited for.
+    pub(super) fn is_ahead(&self) -> bool {
+        self.ahead.is_some()
+    }
+
     /// Begins to read before anybody waits for it.
     pub(super) fn read_ahead(&mut self) {
-        if self.at == 0 && self.ahead.is_none() {
-            let (store, name) = (Arc::clone(&self.store), self.entry.name.clone());
-            let read = async move { store.read(&name, Some(0..READ_BYTES)).await };
-            self.ahead = Some(Reading(tokio::spawn(read)));
-        }
+        let (store, name) = (Arc::clone(&self.store), self.entry.name.clone());
+        let read = async move { store.read(&name, Some(0..READ_BYTES)).await };
+        self.ahead = Some(Reading(tokio::spawn(read)));
     }
 
     /// The block behind [`reached`](Self::reached): the one that was left, or the next. `None` behind the last one, when

@@ -259,6 +259,16 @@ impl Walk {
             .unwrap_or_default()
     }
 
+    /// Begins to read those that come next, a few at a time.
+    fn read_ahead(&mut self) {
+        let all = self.beside.iter().chain(&self.waiting);
+        let ahead = all.filter(|blocks| blocks.is_ahead()).count();
+        let next = self.beside.iter_mut().chain(&mut self.waiting);
+        next.filter(|blocks| blocks.entry.bytes <= READ_AHEAD_BYTES_MAX && blocks.is_unread())
+            .take(READ_AHEAD_MAX.saturating_sub(ahead))
+            .for_each(Blocks::read_ahead);
+    }
+
     /// Compares these bytes, whose first one has offset `first`, with what lies beside them.
     async fn compare(
         &mut self,
@@ -267,19 +277,18 @@ impl Walk {
         last: Offset,
         payload: &Bytes,
     ) -> Result<(), JoinError> {
-        while let Some(mut blocks) = self
+        while let Some(blocks) = self
             .waiting
             .pop_front_if(|blocks| blocks.entry.span.first <= last)
         {
-            blocks.read_ahead();
             self.beside.push(blocks);
         }
-        let ahead = self.waiting.iter_mut().take(READ_AHEAD_MAX);
-        for blocks in ahead.filter(|blocks| blocks.entry.bytes <= READ_AHEAD_BYTES_MAX) {
-            blocks.read_ahead();
-        }
-        for blocks in &mut self.beside {
-            agree(leader, first, last, payload, blocks).await?;
+        self.read_ahead();
+        for at in 0..self.beside.len() {
+            if let Some(blocks) = self.beside.get_mut(at) {
+                agree(leader, first, last, payload, blocks).await?;
+            }
+            self.read_ahead();
         }
         self.beside
             .retain(|blocks| blocks.reached < blocks.entry.span.last);
