@@ -13,10 +13,11 @@ use crate::archive::layout::ObjectName;
 use crate::archive::timeline::Catalog;
 use crate::position::UnixMillis;
 
-pub use merge::{Covered, MERGE_INPUTS_MAX, Merge, merges, superfluous};
+pub use merge::{Covered, MERGE_INPUTS_MAX, Merge, is_superfluous_later, merges, superfluous};
 pub use prune::{PruneError, PrunePlan, SUPERSEDED_KEPT, prune};
 
-/// Times of the streamers' clocks are not believed further than this beyond the store's own date, milliseconds.
+/// Times of the streamers' clocks that lie in the future are not believed further than this beyond the store's own date,
+/// milliseconds.
 const TRUSTED_AHEAD_MILLIS: u64 = 24 * 60 * 60 * 1000;
 
 /// Clocks may differ by this much: what is that close to the window's start is kept, milliseconds.
@@ -70,12 +71,20 @@ impl Stock<'_> {
         self.dates.get(name).copied().unwrap_or(self.now)
     }
 
-    /// The latest moment that an object may hold, of which its name says `at`: nothing is stored before it happened,
-    /// and no clock is believed that is far ahead of the store's.
+    /// Whether the store has dated an object.
+    fn is_dated(&self, name: &ObjectName) -> bool {
+        self.dates.contains_key(name)
+    }
+
+    /// The latest moment that an object may hold, of which its name says `at`: nothing is stored before it happened, and
+    /// a date that was set back when an archive was copied makes nothing old that its name does not. A name from the
+    /// future was given by a clock that was ahead: of such a one no more is believed than a day beyond the date.
     fn moment(&self, name: &ObjectName, at: UnixMillis) -> UnixMillis {
         let created = self.created(name);
-        let trusted = created.0.saturating_add(TRUSTED_AHEAD_MILLIS);
-        created.max(UnixMillis(at.0.min(trusted)))
+        if at <= self.now {
+            return created.max(at);
+        }
+        UnixMillis(created.0.saturating_add(TRUSTED_AHEAD_MILLIS))
     }
 
     fn is_older(&self, name: &ObjectName, millis: u64) -> bool {

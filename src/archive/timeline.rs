@@ -11,7 +11,7 @@ use crate::position::{Offset, Position, ReplicationId, TimelineSeq, UnixMillis};
 use stored::{Parts, merge_runs};
 mod stored;
 
-pub use stored::{Gap, Run, SegmentEntry, SnapshotEntry, Timeline, sort_segments};
+pub use stored::{Fragment, Gap, Run, SegmentEntry, SnapshotEntry, Timeline, sort_segments};
 
 /// How long ago two branches may both have moved before a seed refuses to choose between them.
 pub const CONTESTED_MILLIS: u64 = 5 * 60 * 1000;
@@ -26,6 +26,7 @@ pub struct Catalog {
     timelines: BTreeMap<TimelineSeq, Timeline>,
     /// The highest number of any folder, counted or not.
     highest: Option<TimelineSeq>,
+    fragments: Vec<Fragment>,
     /// Things that are wrong with the listing, in plain words.
     pub problems: Vec<String>,
 }
@@ -84,7 +85,7 @@ impl Catalog {
             .into_iter()
             .map(|document| ((document.seq, document.id), Timeline::new(document)))
             .collect();
-        let mut problems = Vec::new();
+        let (mut problems, mut fragments) = (Vec::new(), Vec::new());
         let mut in_parts: BTreeMap<_, Parts> = BTreeMap::new();
         let mut highest = folders.keys().map(|(seq, _)| *seq).max();
         for (name, object, bytes) in objects {
@@ -131,12 +132,21 @@ impl Catalog {
             let Some(timeline) = folders.get_mut(&(seq, id)) else {
                 continue;
             };
+            let objects = parts.objects();
             match parts.entry(offset, at) {
                 Ok(entry) => timeline.snapshots.push(entry),
-                Err(why) => problems.push(format!(
-                    "the snapshot of timeline {seq} at offset {offset} is not used: {why}; unless it is being \
-                     written now, what is there of it is of no use"
-                )),
+                Err(why) => {
+                    problems.push(format!(
+                        "the snapshot of timeline {seq} at offset {offset} is not used: {why}; unless it is being \
+                         written now, what is there of it is of no use"
+                    ));
+                    fragments.push(Fragment {
+                        timeline: (seq, id),
+                        offset,
+                        at,
+                        objects,
+                    });
+                }
             }
         }
         let mut timelines: BTreeMap<TimelineSeq, Timeline> = BTreeMap::new();
@@ -166,8 +176,14 @@ impl Catalog {
             archive,
             timelines,
             highest,
+            fragments,
             problems,
         }
+    }
+
+    /// Snapshots of which parts are missing: cut short, or being written.
+    pub fn fragments(&self) -> &[Fragment] {
+        &self.fragments
     }
 
     /// `archive.json`, where there is one.

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::archive::layout::ObjectName;
 use crate::archive::retention::CLOCK_SKEW_MILLIS_MAX;
 use crate::clock::Clock;
-use crate::position::UnixMillis;
+use crate::position::{Ticks, UnixMillis};
 use crate::store::{Created, Store, StoreError};
 
 const TEXT: &[u8] = b"written by perennial to learn the store's time; may be deleted\n";
@@ -15,18 +15,29 @@ const TEXT: &[u8] = b"written by perennial to learn the store's time; may be del
 pub(super) async fn of_store(
     store: &dyn Store,
     clock: &dyn Clock,
-    newest: UnixMillis,
+    newest: Option<(&ObjectName, UnixMillis)>,
 ) -> Result<Result<UnixMillis, String>, StoreError> {
-    if is_about(clock.unix(), newest) {
-        return Ok(Ok(newest));
+    if let Some((_, date)) = newest
+        && is_about(clock.unix(), date)
+    {
+        return Ok(Ok(date));
     }
     let Some(now) = ask(store).await? else {
         return Ok(Err(
             "the store's time cannot be told now; it is tried again later".to_owned(),
         ));
     };
+    if let Some((name, date)) = newest
+        && date.0 > now.0.saturating_add(CLOCK_SKEW_MILLIS_MAX)
+    {
+        let seconds = (date.0 - now.0) / 1000;
+        return Ok(Err(format!(
+            "{name} is dated {seconds} s after the store's own time: a clock was wrong, then or now; nothing is deleted \
+             until that time has come, or the object's date is set right"
+        )));
+    }
     let ours = clock.unix();
-    let now = now.max(newest);
+    let now = newest.map_or(now, |(_, date)| now.max(date));
     if is_about(ours, now) {
         return Ok(Ok(now));
     }
@@ -35,6 +46,39 @@ pub(super) async fn of_store(
     Ok(Err(format!(
         "this machine's clock is {seconds} s {way} the store's: nothing is deleted until one of them is set right"
     )))
+}
+
+/// The store's time as it was when something was last allowed to be deleted. Where the store's clock is our own, a jump of
+/// it shows nowhere else.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    time: UnixMillis,
+    ticks: Ticks,
+}
+
+impl Known {
+    /// Goes on to `now`, or tells why that cannot be. What was refused is not believed the next time either.
+    pub(super) fn advance(
+        known: Option<Self>,
+        now: UnixMillis,
+        ticks: Ticks,
+    ) -> Result<Self, String> {
+        let Some(known) = known else {
+            return Ok(Self { time: now, ticks });
+        };
+        let expected = known.time.0.saturating_add(ticks.since(known.ticks));
+        if now.0 > expected.saturating_add(CLOCK_SKEW_MILLIS_MAX) {
+            let seconds = (now.0 - expected) / 1000;
+            return Err(format!(
+                "the store's time went {seconds} s further than ours since the last look: nothing is deleted until it is \
+                 set right; where it is right, because this machine slept or its clock was corrected, start this \
+                 process again"
+            ));
+        }
+        // Never back: a clock that was put back and then right again is no jump.
+        let time = now.max(UnixMillis(expected));
+        Ok(Self { time, ticks })
+    }
 }
 
 fn is_about(one: UnixMillis, other: UnixMillis) -> bool {

@@ -19,7 +19,8 @@ use tokio::task::JoinSet;
 
 use crate::archive::layout::{ArchiveId, ObjectName};
 use crate::archive::retention::{
-    Covered, Merge, Policy, PruneError, PrunePlan, Stock, merges, prune, superfluous,
+    Covered, Merge, Policy, PruneError, PrunePlan, Stock, is_superfluous_later, merges, prune,
+    superfluous,
 };
 use crate::archive::timeline::SegmentEntry;
 use crate::clock::Clock;
@@ -92,6 +93,8 @@ pub struct Upkeep {
     /// Segments that are damaged, or differ from others.
     barred: BTreeSet<ObjectName>,
     denied_at: Option<Ticks>,
+    /// The store's time when it was last believed.
+    known: Option<clock::Known>,
 }
 
 impl Upkeep {
@@ -112,7 +115,15 @@ impl Upkeep {
             agreed: BTreeMap::new(),
             barred: BTreeSet::new(),
             denied_at: None,
+            known: None,
         }
+    }
+
+    /// Whether something may be deleted now: not where that was refused, and not for a day where the store does.
+    pub fn may_delete(&self) -> bool {
+        let ticks = self.clock.ticks();
+        let is_denied = |at| ticks.since(at) < DENIED_MILLIS;
+        self.options.may_delete && !self.denied_at.is_some_and(is_denied)
     }
 
     /// Where it leaves its counts.
@@ -137,26 +148,19 @@ impl Upkeep {
     pub async fn pass(&mut self, mut told: impl FnMut(u64, u64)) -> Result<Done, CatalogError> {
         let survey = self.survey().await?;
         let mut done = Done::default();
-        let now = self.may_delete(&survey, &mut done).await?;
+        // What fails here fails the pass, after what it has nothing to do with.
+        let (now, mut failed) = match self.time_to_delete(&survey, &mut done).await {
+            Ok(now) => (now, None),
+            Err(error) => (None, Some(CatalogError::from(error))),
+        };
         let plans = self.plans_of(&survey, now.unwrap_or_else(|| survey.newest()));
         if let Err(error) = &plans.prune {
             done.alarms.push(error.to_string());
         }
-        let is_allowed = now.is_some();
-        if is_allowed && let Ok(plan) = &plans.prune {
-            self.delete_old(plan, &mut done).await?;
+        if now.is_some() {
+            failed = self.delete(&survey, &plans, &mut done).await.err();
         }
-        if is_allowed && done.refused.is_none() {
-            let old = plans.prune.as_ref().map(|plan| plan.deletions.as_slice());
-            let old: HashSet<&ObjectName> = old
-                .unwrap_or_default()
-                .iter()
-                .map(|(name, _)| name)
-                .collect();
-            self.delete_superfluous(&survey, &plans.superfluous, &old, &mut done)
-                .await?;
-        }
-        done.goes_on |= is_allowed && done.refused.is_none() && plans.are_waited_for;
+        done.goes_on |= now.is_some() && done.refused.is_none() && plans.are_waited_for;
         let total = plans.merges.iter().map(Merge::bytes).sum();
         let mut read = 0;
         for merge in &plans.merges {
@@ -166,7 +170,28 @@ impl Upkeep {
         }
         done.goes_on |= done.merges > 0;
         self.report.barred(self.barred.len());
-        Ok(done)
+        failed.map_or(Ok(done), Err)
+    }
+
+    async fn delete(
+        &mut self,
+        survey: &Survey,
+        plans: &Plans,
+        done: &mut Done,
+    ) -> Result<(), CatalogError> {
+        let old = match &plans.prune {
+            Ok(plan) => {
+                self.delete_old(plan, done).await?;
+                plan.deletions.as_slice()
+            }
+            Err(_) => &[],
+        };
+        if done.refused.is_some() {
+            return Ok(());
+        }
+        let old: HashSet<&ObjectName> = old.iter().map(|(name, _)| name).collect();
+        self.delete_superfluous(survey, &plans.superfluous, &old, done)
+            .await
     }
 
     /// The archive as it is now.
@@ -178,6 +203,9 @@ impl Upkeep {
         let is_there = |name: &ObjectName| survey.dates.contains_key(name);
         self.barred.retain(is_there);
         self.agreed.retain(|name, _| is_there(name));
+        for of in self.agreed.values_mut() {
+            of.retain(is_there);
+        }
         Ok(survey)
     }
 
@@ -188,48 +216,50 @@ impl Upkeep {
             now,
         };
         let policy = &self.options.policy;
-        let at_once = Policy {
-            grace_millis: 0,
-            ..*policy
+        // It takes memory for each segment: nobody asks where nothing is deleted.
+        let superfluous = if self.may_delete() {
+            superfluous(&stock, policy, &self.barred)
+        } else {
+            Vec::new()
         };
-        let later = superfluous(&stock, &at_once, &self.barred);
-        let now = superfluous(&stock, policy, &self.barred);
         Plans {
             merges: merges(&stock, policy, &self.barred),
-            are_waited_for: later.len() > now.len(),
-            superfluous: now,
-            prune: prune(&stock, policy, &survey.folders),
+            superfluous,
+            are_waited_for: is_superfluous_later(&stock, policy, &self.barred),
+            prune: prune(&stock, policy, &survey.filled),
         }
     }
 
     /// The store's time, where something may be deleted.
-    async fn may_delete(
+    async fn time_to_delete(
         &mut self,
         survey: &Survey,
         done: &mut Done,
     ) -> Result<Option<UnixMillis>, StoreError> {
-        if !self.options.may_delete {
+        if !self.may_delete() {
             return Ok(None);
         }
+        let newest = survey.newest_object();
+        let told = clock::of_store(&*self.store, &*self.clock, newest).await;
+        let told = match told {
+            Err(error) if error.is_retryable() => return Err(error),
+            Err(error) => {
+                self.denied(done, &error);
+                return Ok(None);
+            }
+            Ok(told) => told,
+        };
         let ticks = self.clock.ticks();
-        if self
-            .denied_at
-            .is_some_and(|at| ticks.since(at) < DENIED_MILLIS)
-        {
-            return Ok(None);
-        }
-        let told = clock::of_store(&*self.store, &*self.clock, survey.newest()).await;
+        let told = told.and_then(|now| {
+            self.known = Some(clock::Known::advance(self.known, now, ticks)?);
+            Ok(now)
+        });
         match told {
-            Ok(Ok(now)) => Ok(Some(now)),
-            Ok(Err(why)) => {
+            Ok(now) => Ok(Some(now)),
+            Err(why) => {
                 self.refuse(done, why);
                 Ok(None)
             }
-            Err(error) if error.kind == StoreErrorKind::Denied => {
-                self.denied(done, &error);
-                Ok(None)
-            }
-            Err(error) => Err(error),
         }
     }
 
@@ -243,7 +273,7 @@ impl Upkeep {
         self.refuse(
             done,
             format!(
-                "the store refuses to delete, so the archive only grows; allow it, or give --no-delete: {error}"
+                "the store does not delete, so the archive only grows; allow it, or give --no-delete: {error}"
             ),
         );
     }
@@ -253,11 +283,11 @@ impl Upkeep {
         for (name, bytes) in &plan.deletions {
             match self.store.delete(name).await {
                 Ok(()) => {}
-                Err(error) if error.kind == StoreErrorKind::Denied => {
+                Err(error) if error.is_retryable() => return Err(error),
+                Err(error) => {
                     self.denied(done, &error);
                     return Ok(());
                 }
-                Err(error) => return Err(error),
             }
             tracing::debug!(%name, "deleted: older than the window");
             self.report.deleted(true);
@@ -308,11 +338,11 @@ impl Upkeep {
                         done.deleted_merged += 1;
                         done.deleted_bytes += bytes;
                     }
-                    Err(error) if error.kind == StoreErrorKind::Denied => {
+                    Err(error) if error.is_retryable() => return Err(error.into()),
+                    Err(error) => {
                         self.denied(done, &error);
                         return Ok(());
                     }
-                    Err(error) => return Err(error.into()),
                 }
             }
         }

@@ -1,5 +1,6 @@
 use std::pin::pin;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use crate::archive::timeline::Catalog;
 use crate::position::{Offset, Position, ReplicationId, TimelineSeq};
 use crate::store::faulty::{Fault, Faults, FaultyStore};
 use crate::store::memory::MemoryStore;
+use crate::store::{Created, Listed, Upload};
 
 mod simulated;
 
@@ -458,4 +460,225 @@ async fn no_delete_deletes_nothing() {
         .count();
     assert_eq!(raw, 239);
     assert!(left.iter().any(|name| name.contains("/merged/")));
+}
+
+/// Where the store's clock is our own both jump together, and only the ticks tell.
+#[test]
+fn a_clock_that_jumps_ahead_is_not_believed() {
+    let known = |known, now, ticks| clock::Known::advance(known, UnixMillis(now), Ticks(ticks));
+    let first = known(None, BEGIN, 0).unwrap();
+    let later = known(Some(first), BEGIN + 7 * HOUR, 7 * HOUR - 4 * MINUTE).unwrap();
+    let refused = known(Some(later), BEGIN + 9 * HOUR, 8 * HOUR).unwrap_err();
+    assert!(refused.contains("went"), "{refused}");
+    // Put back and right again.
+    let back = known(Some(later), BEGIN, 8 * HOUR).unwrap();
+    assert!(known(Some(back), BEGIN + 8 * HOUR, 8 * HOUR).is_ok());
+    assert!(known(Some(back), BEGIN + 9 * HOUR, 8 * HOUR).is_err());
+}
+
+/// A clock whose ticks go on while the time jumps.
+#[derive(Debug)]
+struct Jumping(TestClock, u64);
+
+impl Clock for Jumping {
+    fn unix(&self) -> UnixMillis {
+        UnixMillis(self.0.unix().0 + self.1)
+    }
+
+    fn ticks(&self) -> Ticks {
+        self.0.ticks()
+    }
+}
+
+#[tokio::test]
+async fn a_jump_since_the_last_pass_refuses_for_good() {
+    let mut world = two_streamers().await;
+    let (mut upkeep, clock) = world.own_upkeep(Policy::default());
+    world.pass_time(6 * MINUTE);
+    clock.set(world.now);
+    upkeep.pass(|_, _| {}).await.unwrap();
+    let ticks = TestClock::default();
+    ticks.set(world.now);
+    world.pass_time(100 * 24 * HOUR);
+    upkeep.clock = Arc::new(Jumping(ticks, 100 * 24 * HOUR));
+    for _ in 0..2 {
+        let done = upkeep.pass(|_, _| {}).await.unwrap();
+        assert_eq!(done.deleted_merged + done.deleted_pruned, 0);
+        let refused = done.refused.unwrap();
+        assert!(refused.contains("went"), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn an_object_from_the_future_is_named() {
+    let mut world = two_streamers().await;
+    world.pass_time(6 * MINUTE);
+    let right = world.now;
+    world.pass_time(400 * 24 * HOUR);
+    world.snapshot(1, 12_000, right).await;
+    world.now = right;
+    world.pass_time(0);
+    let (mut upkeep, _) = world.own_upkeep(Policy::default());
+    let refused = upkeep.pass(|_, _| {}).await.unwrap().refused.unwrap();
+    assert!(refused.contains("/snapshots/"), "{refused}");
+}
+
+#[tokio::test]
+async fn what_is_gone_is_forgotten() {
+    let mut world = two_streamers().await;
+    world.pass_time(6 * MINUTE);
+    let (mut upkeep, clock) = world.own_upkeep(Policy::default());
+    upkeep.pass(|_, _| {}).await.unwrap();
+    let known = |upkeep: &Upkeep| upkeep.agreed.values().map(BTreeSet::len).sum::<usize>();
+    assert_eq!(known(&upkeep), 239);
+    world.pass_time(11 * MINUTE);
+    clock.set(world.now);
+    upkeep.pass(|_, _| {}).await.unwrap();
+    upkeep.survey().await.unwrap();
+    assert_eq!(known(&upkeep), 0);
+}
+
+/// Dates that copies bear which kept none: nothing is older than the program.
+#[tokio::test]
+async fn objects_that_lost_their_dates_are_new() {
+    for lost in [0, 1000, 315_532_800_000] {
+        let mut world = World::new().await;
+        world.memory.set_now(UnixMillis(lost));
+        world.timeline(1, None, false).await;
+        world.snapshot(1, 0, BEGIN).await;
+        world.segment(1, 1, 50, BEGIN).await;
+        world.snapshot(1, 50, BEGIN + HOUR).await;
+        world.segment(1, 51, 90, BEGIN + HOUR).await;
+        world.pass_time(30 * 24 * HOUR);
+        world.segment(1, 91, 95, world.now).await;
+        let before = world.names().await;
+        let (mut upkeep, _) = world.own_upkeep(Policy::default());
+        let done = upkeep.pass(|_, _| {}).await.unwrap();
+        assert_eq!((done.deleted_pruned, &done.refused), (0, &None), "{done:?}");
+        assert_eq!(world.names().await, before);
+    }
+}
+
+/// A store that keeps what was written for years refuses in words of its own; how many read at once is counted.
+#[derive(Debug)]
+struct Undeletable {
+    memory: MemoryStore,
+    kind: StoreErrorKind,
+    reads: AtomicUsize,
+    most_reads: AtomicUsize,
+}
+
+impl Undeletable {
+    fn new(world: &World, kind: StoreErrorKind) -> Arc<Self> {
+        Arc::new(Self {
+            memory: world.memory.clone(),
+            kind,
+            reads: AtomicUsize::new(0),
+            most_reads: AtomicUsize::new(0),
+        })
+    }
+}
+
+#[async_trait::async_trait]
+impl Store for Undeletable {
+    async fn create(&self, name: &ObjectName, body: Vec<Bytes>) -> Result<Created, StoreError> {
+        self.memory.create(name, body).await
+    }
+
+    async fn begin_upload(&self, name: &ObjectName) -> Result<Box<dyn Upload>, StoreError> {
+        self.memory.begin_upload(name).await
+    }
+
+    async fn read(
+        &self,
+        name: &ObjectName,
+        range: Option<std::ops::Range<u64>>,
+    ) -> Result<Bytes, StoreError> {
+        let reads = self.reads.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most_reads.fetch_max(reads, Ordering::SeqCst);
+        // Whoever else is about to read does it now.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        self.reads.fetch_sub(1, Ordering::SeqCst);
+        self.memory.read(name, range).await
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        start_after: Option<&str>,
+    ) -> Result<Vec<Listed>, StoreError> {
+        self.memory.list(prefix, start_after).await
+    }
+
+    async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
+        let (kind, address) = (self.kind, self.address());
+        Err(StoreError::new(kind, "delete", name, address, "no".into()))
+    }
+
+    async fn prepare(&self) -> Result<(), StoreError> {
+        self.memory.prepare().await
+    }
+
+    fn address(&self) -> String {
+        self.memory.address()
+    }
+}
+
+#[tokio::test]
+async fn whatever_deleting_fails_with_merging_goes_on() {
+    for kind in [
+        StoreErrorKind::Denied,
+        StoreErrorKind::Invalid,
+        StoreErrorKind::Conflict,
+        StoreErrorKind::Unavailable,
+    ] {
+        let mut world = two_streamers().await;
+        world.pass_time(6 * MINUTE);
+        let store = Undeletable::new(&world, kind);
+        let (mut upkeep, clock) = world.upkeep(store, Policy::default());
+        // The store's time is asked for, and what it is learnt from is not deleted.
+        let done = upkeep.pass(|_, _| {}).await;
+        assert_eq!(done.is_err(), kind == StoreErrorKind::Unavailable);
+        let merges = upkeep.report().tally().merges;
+        assert!(merges > 0, "{kind:?}");
+        world.pass_time(11 * MINUTE);
+        clock.set(world.now);
+        world.segment(1, 12_001, 12_100, world.now).await;
+        world.segment(1, 12_101, 12_200, world.now).await;
+        world.pass_time(3 * MINUTE);
+        clock.set(world.now);
+        let done = upkeep.pass(|_, _| {}).await;
+        assert!(
+            upkeep.report().tally().merges > merges,
+            "{kind:?}: {done:?}"
+        );
+        let is_retried = kind == StoreErrorKind::Unavailable;
+        assert_eq!(done.is_err(), is_retried);
+        assert_eq!(upkeep.may_delete(), is_retried);
+        let refused = upkeep.report().tally().deletions_refused;
+        assert_eq!(refused, u64::from(!is_retried), "said once a day");
+    }
+}
+
+#[tokio::test]
+async fn a_few_are_read_ahead_and_not_all() {
+    let world = World::new().await;
+    world.timeline(1, None, false).await;
+    world.segment(1, 1, 5000, BEGIN).await;
+    for piece in 0..50 {
+        world
+            .segment(1, piece * 100 + 1, piece * 100 + 100, BEGIN)
+            .await;
+    }
+    let catalog = world.catalog().await;
+    let segments = &catalog.timeline(TimelineSeq::new(1)).unwrap().segments;
+    let counted = Undeletable::new(&world, StoreErrorKind::Denied);
+    let store: Arc<dyn Store> = Arc::clone(&counted) as Arc<dyn Store>;
+    join::compare(&store, ARCHIVE, &segments[0], &segments[1..])
+        .await
+        .unwrap();
+    let most = counted.most_reads.load(Ordering::SeqCst);
+    assert!((2..=8).contains(&most), "{most} at once");
 }

@@ -82,7 +82,10 @@ pub struct Covered {
 pub fn merges(stock: &Stock<'_>, policy: &Policy, barred: &BTreeSet<ObjectName>) -> Vec<Merge> {
     let mut merges = Vec::new();
     for timeline in stock.catalog.timelines() {
-        let outermost: Vec<SegmentEntry> = outermost(timeline).map(|(it, _)| it).collect();
+        let outermost: Vec<SegmentEntry> = outermost(timeline)
+            .into_iter()
+            .map(|(it, _)| it.clone())
+            .collect();
         let minutes = Grouping {
             stock,
             policy,
@@ -115,31 +118,55 @@ pub fn superfluous(
     policy: &Policy,
     barred: &BTreeSet<ObjectName>,
 ) -> Vec<Covered> {
+    covered(stock, barred)
+        .filter(|(by, _)| stock.is_older(&by.name, policy.grace_millis))
+        .map(|(by, of)| Covered {
+            by: by.clone(),
+            of: of.into_iter().cloned().collect(),
+        })
+        .collect()
+}
+
+/// Whether something is going to be superfluous when the grace period is over.
+pub fn is_superfluous_later(
+    stock: &Stock<'_>,
+    policy: &Policy,
+    barred: &BTreeSet<ObjectName>,
+) -> bool {
+    covered(stock, barred)
+        .any(|(by, _)| stock.is_dated(&by.name) && !stock.is_older(&by.name, policy.grace_millis))
+}
+
+/// A segment, and those that it covers.
+type Beside<'a> = (&'a SegmentEntry, Vec<&'a SegmentEntry>);
+
+fn covered<'a>(
+    stock: &Stock<'a>,
+    barred: &'a BTreeSet<ObjectName>,
+) -> impl Iterator<Item = Beside<'a>> {
     let timelines = stock.catalog.timelines();
-    let covered = timelines.flat_map(|timeline| outermost(timeline).collect::<Vec<_>>());
-    covered
+    timelines
+        .flat_map(outermost)
         .map(|(by, mut of)| {
             of.retain(|segment| !barred.contains(&segment.name));
-            Covered { by, of }
+            (by, of)
         })
-        .filter(|covered| !covered.of.is_empty() && !barred.contains(&covered.by.name))
-        .filter(|covered| stock.is_older(&covered.by.name, policy.grace_millis))
-        .collect()
+        .filter(|(by, of)| !of.is_empty() && !barred.contains(&by.name))
 }
 
 /// The segments of a timeline that no other covers, each with those that it covers.
 ///
 /// Sorted by first byte, the longest first, the smaller name first, a segment is covered where an earlier one reaches at
 /// least as far.
-fn outermost(timeline: &Timeline) -> impl Iterator<Item = (SegmentEntry, Vec<SegmentEntry>)> {
-    let mut outermost: Vec<(SegmentEntry, Vec<SegmentEntry>)> = Vec::new();
+fn outermost(timeline: &Timeline) -> Vec<Beside<'_>> {
+    let mut outermost: Vec<Beside<'_>> = Vec::new();
     for segment in &timeline.segments {
         match outermost.last_mut() {
-            Some((by, of)) if segment.span.last <= by.span.last => of.push(segment.clone()),
-            _ => outermost.push((segment.clone(), Vec::new())),
+            Some((by, of)) if segment.span.last <= by.span.last => of.push(segment),
+            _ => outermost.push((segment, Vec::new())),
         }
     }
-    outermost.into_iter()
+    outermost
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -205,7 +232,11 @@ impl Grouping<'_> {
                     && segment.bytes < self.policy.merged_bytes_max / 2
             }
         };
-        is_small && apart <= TIMES_APART_MILLIS_MAX && !self.barred.contains(&segment.name)
+        // One without a date never gets older, and its neighbours would wait for it.
+        is_small
+            && apart <= TIMES_APART_MILLIS_MAX
+            && self.stock.is_dated(&segment.name)
+            && !self.barred.contains(&segment.name)
     }
 
     fn is_near(&self, first: &SegmentEntry, segment: &SegmentEntry) -> bool {

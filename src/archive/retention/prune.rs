@@ -9,11 +9,14 @@ use super::{CLOCK_SKEW_MILLIS_MAX, Policy, Stock};
 use crate::archive::layout::ObjectName;
 use crate::archive::plan::covers;
 use crate::archive::timeline::{Catalog, Run, Timeline};
-use crate::position::{Offset, Position, TimelineSeq, UnixMillis};
+use crate::position::{Offset, Position, ReplicationId, TimelineSeq, UnixMillis};
 
 /// So many ends of branches that the head left behind are kept whatever their age: an acceptance, or a seed, may turn
 /// out to have been wrong.
 pub const SUPERSEDED_KEPT: usize = 3;
+
+/// Parts of a snapshot without its end are left alone so long after the last of them, milliseconds.
+const FRAGMENT_MILLIS_MIN: u64 = 24 * 60 * 60 * 1000;
 
 /// What is to be deleted.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -37,7 +40,7 @@ impl PrunePlan {
 pub enum PruneError {
     /// Who needs whom cannot be told.
     #[error(
-        "timeline {timeline} continues timeline {parent}, whose timeline.json is missing: what is needed cannot be told, \
+        "timeline {timeline} continues timeline {parent}, which is not there or whose timeline.json is missing: what is needed cannot be told, \
          so nothing is pruned; put it back from a version that the bucket kept or from a copy"
     )]
     ParentMissing {
@@ -45,6 +48,18 @@ pub enum PruneError {
         timeline: TimelineSeq,
         /// What it continues.
         parent: TimelineSeq,
+    },
+    /// What lies there cannot be told to be needed or not.
+    #[error(
+        "a snapshot or a segment lies in timeline {timeline} of replication id {id}, which counts for nothing: its \
+         timeline.json is missing, or another timeline bears its number. What is needed cannot be told, so nothing is \
+         pruned; put timeline.json back from a version that the bucket kept or from a copy, or take that folder away"
+    )]
+    Uncounted {
+        /// Its number.
+        timeline: TimelineSeq,
+        /// Its replication id.
+        id: ReplicationId,
     },
     /// A mistake of ours in this file, found before it did harm.
     #[error(
@@ -56,22 +71,24 @@ pub enum PruneError {
     },
 }
 
-/// Computes what may go. `folders` are the numbers of all timelines that have a folder, counted or not.
+/// Computes what may go. `filled` are the folders that hold a snapshot or a segment, counted or not.
 ///
 /// # Errors
 /// [`PruneError`].
 pub fn prune(
     stock: &Stock<'_>,
     policy: &Policy,
-    folders: &BTreeSet<TimelineSeq>,
+    filled: &BTreeSet<(TimelineSeq, ReplicationId)>,
 ) -> Result<PrunePlan, PruneError> {
-    every_parent_is_there(stock.catalog, folders)?;
+    everything_is_counted(stock.catalog, filled)?;
+    every_parent_is_there(stock.catalog)?;
     let millis = policy
         .retention_millis
         .saturating_add(CLOCK_SKEW_MILLIS_MAX);
     let window_start = UnixMillis(stock.now.0.saturating_sub(millis));
     let needed = Needed::of(stock, window_start);
-    let deletions = needed.deletions();
+    let mut deletions = needed.deletions();
+    deletions.extend(needed.fragments(window_start));
     needed.check(&deletions)?;
     Ok(PrunePlan {
         window_start,
@@ -79,13 +96,29 @@ pub fn prune(
     })
 }
 
-fn every_parent_is_there(
+/// Data without a timeline that counts may be what others are needed for.
+fn everything_is_counted(
     catalog: &Catalog,
-    folders: &BTreeSet<TimelineSeq>,
+    filled: &BTreeSet<(TimelineSeq, ReplicationId)>,
 ) -> Result<(), PruneError> {
+    let is_counted = |seq, id| {
+        let timeline = catalog.timeline(seq);
+        timeline.is_some_and(|timeline| timeline.id() == id)
+    };
+    let uncounted = filled.iter().find(|(seq, id)| !is_counted(*seq, *id));
+    match uncounted {
+        Some((timeline, id)) => Err(PruneError::Uncounted {
+            timeline: *timeline,
+            id: *id,
+        }),
+        None => Ok(()),
+    }
+}
+
+fn every_parent_is_there(catalog: &Catalog) -> Result<(), PruneError> {
     for timeline in catalog.timelines() {
         if let Some(parent) = timeline.document.parent
-            && !folders.contains(&parent.timeline)
+            && catalog.timeline(parent.timeline).is_none()
         {
             return Err(PruneError::ParentMissing {
                 timeline: timeline.seq(),
@@ -210,6 +243,26 @@ impl<'a> Needed<'a> {
         deletions
     }
 
+    /// What was left of snapshots that were cut short, before what is needed: behind that one may be put right by hand.
+    fn fragments(&self, window_start: UnixMillis) -> Vec<(ObjectName, u64)> {
+        let stock = self.stock;
+        // Whatever the window, it takes its time to write a large one.
+        let being_written = UnixMillis(stock.now.0.saturating_sub(FRAGMENT_MILLIS_MIN));
+        let before = window_start.min(being_written);
+        let fragments = stock.catalog.fragments().iter();
+        fragments
+            .filter(|it| {
+                let from = self.from.get(&it.timeline.0);
+                from.is_none_or(|from| it.offset < *from)
+            })
+            .filter(|it| {
+                let mut parts = it.objects.iter();
+                parts.all(|(name, _)| stock.moment(name, it.at) < before)
+            })
+            .flat_map(|it| it.objects.iter().rev().cloned())
+            .collect()
+    }
+
     /// Compares what can be restored before and after.
     fn check(&self, deletions: &[(ObjectName, u64)]) -> Result<(), PruneError> {
         if deletions.is_empty() {
@@ -253,11 +306,7 @@ fn superseded(catalog: &Catalog, head: Option<Position>) -> Vec<TimelineSeq> {
         .into_iter()
         .map(|step| (step.timeline, step.offset))
         .collect();
-    // Where another branch goes on from the end, that one's end stands for both.
-    let continued: BTreeSet<Position> = catalog
-        .timelines()
-        .filter_map(|timeline| timeline.document.parent)
-        .collect();
+    let continued = continued(catalog);
     let (mut aside, mut suspects, mut beyond) = (Vec::new(), Vec::new(), Vec::new());
     for timeline in catalog.timelines() {
         let seq = timeline.seq();
@@ -288,4 +337,23 @@ fn superseded(catalog: &Catalog, head: Option<Position>) -> Vec<TimelineSeq> {
         .chain(last(suspects))
         .chain(last(beyond))
         .collect()
+}
+
+/// Where another branch goes on: where such a one is an end, the other one's end stands for both. A branch without
+/// content, a seed that never succeeded, stands for nothing, unless something goes on behind it in turn.
+fn continued(catalog: &Catalog) -> BTreeSet<Position> {
+    let mut continued = BTreeSet::new();
+    let mut alive = BTreeSet::new();
+    // A child has a greater number than what it continues.
+    for timeline in catalog.timelines().rev() {
+        let seq = timeline.seq();
+        if !timeline.has_content() && !alive.contains(&seq) {
+            continue;
+        }
+        if let Some(parent) = timeline.document.parent {
+            alive.insert(parent.timeline);
+            continued.insert(parent);
+        }
+    }
+    continued
 }

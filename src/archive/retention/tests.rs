@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::archive::timeline::sketch::Sketch;
 use crate::archive::timeline::{Catalog, SegmentEntry};
-use crate::position::{Offset, TimelineSeq};
+use crate::position::{Offset, ReplicationId, TimelineSeq};
 
 const DAY: u64 = 24 * 60 * 60 * 1000;
 const MINUTE: u64 = 60 * 1000;
@@ -23,11 +23,18 @@ fn dates(catalog: &Catalog) -> Dates {
             }
         }
     }
+    for fragment in catalog.fragments() {
+        for (name, _) in &fragment.objects {
+            let at = UnixMillis(fragment.offset.as_u64() * MINUTE);
+            dates.insert(name.clone(), at);
+        }
+    }
     dates
 }
 
-fn folders(catalog: &Catalog) -> BTreeSet<TimelineSeq> {
-    catalog.timelines().map(|it| it.seq()).collect()
+fn filled(catalog: &Catalog) -> BTreeSet<(TimelineSeq, ReplicationId)> {
+    let filled = catalog.timelines().filter(|it| it.has_content());
+    filled.map(|it| (it.seq(), it.id())).collect()
 }
 
 /// What is pruned at `minute`, as (timeline, "snapshot" or "segment", offset or last offset).
@@ -42,7 +49,7 @@ fn pruned(catalog: &Catalog, minute: u64, days: u64) -> Vec<(u32, &'static str, 
         retention_millis: days * DAY,
         ..Policy::default()
     };
-    let plan = prune(&stock, &policy, &folders(catalog)).unwrap();
+    let plan = prune(&stock, &policy, &filled(catalog)).unwrap();
     plan.deletions
         .iter()
         .map(|(name, _)| {
@@ -179,6 +186,52 @@ fn suspects_and_superseded_heads_stay() {
     assert_eq!(pruned, [1, 2].into());
 }
 
+/// A seed that never succeeded, and one that never began, continue nothing.
+#[test]
+fn a_superseded_head_stays_whoever_stands_for_it_without_content() {
+    for is_mapped in [true, false] {
+        let mut sketch = Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(1)
+            .segment(2, 10)
+            .timeline(2, 2, Some((1, 10)), 10)
+            .timeline(3, 3, Some((2, 10)), 10);
+        if is_mapped {
+            sketch = sketch.mapped();
+        }
+        let catalog = sketch
+            .timeline(4, 4, None, 0)
+            .snapshot(1)
+            .segment(2, 10)
+            .catalog();
+        assert_eq!(catalog.head().unwrap().timeline, TimelineSeq::new(4));
+        assert_eq!(pruned(&catalog, 100 * D, 7), []);
+    }
+}
+
+/// Where something goes on behind one without content, its end stands for all of them.
+#[test]
+fn a_child_without_content_that_is_continued_continues() {
+    let mut sketch = Sketch::default()
+        .timeline(1, 1, None, 0)
+        .snapshot(1)
+        .segment(2, 10)
+        .timeline(2, 2, Some((1, 10)), 10)
+        .timeline(3, 3, Some((2, 10)), 10)
+        .snapshot(11)
+        .segment(12, 20);
+    for seq in 4..=6 {
+        sketch = sketch
+            .timeline(seq, u8::try_from(seq).unwrap(), None, 0)
+            .snapshot(u64::from(seq) * 100);
+    }
+    let catalog = sketch.catalog();
+    assert_eq!(
+        pruned(&catalog, 100 * D, 7),
+        [(1, "snapshot", 1), (1, "segment", 10)]
+    );
+}
+
 #[test]
 fn snapshots_in_parts_are_one_and_lose_their_end_first() {
     let catalog = Sketch::default()
@@ -209,11 +262,85 @@ fn nothing_is_pruned_from_a_tree_with_a_hole() {
         dates: &dates,
         now: UnixMillis(1000 * DAY),
     };
-    let refused = prune(&stock, &Policy::default(), &folders(&catalog)).unwrap_err();
+    let refused = prune(&stock, &Policy::default(), &filled(&catalog)).unwrap_err();
     assert!(
         refused.to_string().contains("timeline.json is missing"),
         "{refused}"
     );
+}
+
+/// Whoever continues it may need what lies in a folder that lost its document, and the other way round.
+#[test]
+fn nothing_is_pruned_beside_data_that_does_not_count() {
+    let catalog = Sketch::default()
+        .timeline(2, 2, None, 0)
+        .snapshot(10)
+        .catalog();
+    let dates = dates(&catalog);
+    let stock = Stock {
+        catalog: &catalog,
+        dates: &dates,
+        now: UnixMillis(1000 * DAY),
+    };
+    let lost = [
+        (TimelineSeq::new(3), ReplicationId::from_raw([3; 20])),
+        (TimelineSeq::new(2), ReplicationId::from_raw([9; 20])),
+    ];
+    for lost in lost {
+        let mut filled = filled(&catalog);
+        assert!(prune(&stock, &Policy::default(), &filled).is_ok());
+        filled.insert(lost);
+        let refused = prune(&stock, &Policy::default(), &filled).unwrap_err();
+        let (timeline, id) = lost;
+        assert_eq!(refused, PruneError::Uncounted { timeline, id });
+        assert!(refused.to_string().contains("timeline.json"), "{refused}");
+    }
+}
+
+#[test]
+fn parts_without_their_end_go_when_they_are_old_and_superseded() {
+    let catalog = Sketch::default()
+        .timeline(1, 1, None, 0)
+        .snapshot(0)
+        .segment(1, D)
+        .part(D, 1, false)
+        .part(D, 2, false)
+        .segment(D + 1, 2 * D)
+        .snapshot(2 * D)
+        .segment(2 * D + 1, 30 * D)
+        .part(10 * D, 1, false)
+        .part(25 * D, 1, false)
+        .catalog();
+    let parts = |minute| {
+        let pruned = pruned(&catalog, minute, 7).into_iter();
+        let parts = pruned.filter(|(_, what, _)| *what == "part");
+        parts.map(|(.., offset)| offset).collect::<Vec<_>>()
+    };
+    assert_eq!(parts(8 * D), [0; 0], "the base is older");
+    assert_eq!(parts(30 * D), [D, D], "the others may be put right");
+    // Nothing leads to this one any more: it goes with all the rest, when it is old.
+    let catalog = Sketch::default()
+        .timeline(1, 1, None, 0)
+        .part(D, 1, false)
+        .part(29 * D, 1, false)
+        .timeline(2, 2, None, 0)
+        .snapshot(2 * D)
+        .catalog();
+    let dates = dates(&catalog);
+    let stock = Stock {
+        catalog: &catalog,
+        dates: &dates,
+        now: UnixMillis(30 * DAY),
+    };
+    for retention_millis in [MINUTE, 7 * DAY] {
+        let policy = Policy {
+            retention_millis,
+            ..Policy::default()
+        };
+        let plan = prune(&stock, &policy, &filled(&catalog)).unwrap();
+        assert_eq!(plan.deletions.len(), 1, "{:?}", plan.deletions);
+        assert_eq!(plan.deletions[0].0, catalog.fragments()[0].objects[0].0);
+    }
 }
 
 #[test]
@@ -236,6 +363,66 @@ fn a_clock_far_ahead_does_not_hold_a_timeline_for_ever() {
     let segment = &timeline.segments[0];
     let moment = stock.moment(&segment.name, segment.span.last_at);
     assert_eq!(moment, UnixMillis(10 * MINUTE + DAY));
+}
+
+/// An archive that was copied without its files' dates is as old as its names say.
+#[test]
+fn a_date_that_was_set_back_makes_nothing_old() {
+    let day = |days: u64| days * DAY;
+    let catalog = Sketch::default()
+        .timeline(1, 1, None, 0)
+        .snapshot(day(90))
+        .segment_at(day(90) + 1, day(95), day(90), day(95))
+        .snapshot(day(95))
+        .segment_at(day(95) + 1, day(99), day(95), day(99))
+        .catalog();
+    let all = dates(&catalog).into_keys();
+    let stock_dates: Dates = all.map(|name| (name, UnixMillis(1))).collect();
+    let stock = Stock {
+        catalog: &catalog,
+        dates: &stock_dates,
+        now: UnixMillis(day(100)),
+    };
+    let plan = prune(&stock, &Policy::default(), &filled(&catalog)).unwrap();
+    assert_eq!(plan.deletions, []);
+    let stock = Stock {
+        now: UnixMillis(day(103)),
+        ..stock
+    };
+    let plan = prune(&stock, &Policy::default(), &filled(&catalog)).unwrap();
+    assert_eq!(plan.deletions.len(), 2, "in the end it is old");
+    // A name that says less than the date does: the clock was behind when it was written.
+    let name = &catalog.timelines().next().unwrap().snapshots[0].name;
+    let late: Dates = [(name.clone(), UnixMillis(day(99)))].into();
+    let stock = Stock {
+        dates: &late,
+        ..stock
+    };
+    assert_eq!(stock.moment(name, UnixMillis(day(2))), UnixMillis(day(99)));
+}
+
+#[test]
+fn what_nobody_has_dated_is_new_and_is_not_merged() {
+    let catalog = Sketch::default()
+        .timeline(1, 1, None, 0)
+        .snapshot(0)
+        .segment(1, 2)
+        .segment(3, 4)
+        .segment(5, 6)
+        .segment(7, 8)
+        .catalog();
+    let mut dates = dates(&catalog);
+    let first = &catalog.timelines().next().unwrap().segments[0];
+    dates.remove(&first.name);
+    let stock = Stock {
+        catalog: &catalog,
+        dates: &dates,
+        now: UnixMillis(100 * DAY),
+    };
+    assert_eq!(stock.moment(&first.name, UnixMillis(2)), stock.now);
+    let merges = merges(&stock, &coarse(), &BTreeSet::new());
+    assert_eq!(merges.len(), 1);
+    assert_eq!(merges[0].inputs.len(), 3, "it does not hold the others up");
 }
 
 /// (first, last) of the inputs of each merge at `minute`.

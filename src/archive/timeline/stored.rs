@@ -35,11 +35,31 @@ impl SnapshotEntry {
     }
 }
 
+/// What is there of a snapshot that is not complete.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fragment {
+    /// The timeline's number and replication id.
+    pub timeline: (TimelineSeq, ReplicationId),
+    /// The position that it would hold, on its own timeline.
+    pub offset: Offset,
+    /// When it was begun.
+    pub at: UnixMillis,
+    /// Its parts in order, each with its stored size in bytes.
+    pub objects: Vec<(ObjectName, u64)>,
+}
+
 /// The parts of one snapshot, by number: name, stored size in bytes, and whether it is the last one.
 #[derive(Debug, Default)]
 pub(super) struct Parts(pub(super) BTreeMap<u32, Vec<(ObjectName, u64, bool)>>);
 
 impl Parts {
+    pub(super) fn objects(&self) -> Vec<(ObjectName, u64)> {
+        let parts = self.0.values().flatten();
+        parts
+            .map(|(name, bytes, _)| (name.clone(), *bytes))
+            .collect()
+    }
+
     /// The whole snapshot, or what is wrong with it.
     pub(super) fn entry(self, offset: Offset, at: UnixMillis) -> Result<SnapshotEntry, String> {
         let Some(last) = self.0.keys().next_back().copied() else {

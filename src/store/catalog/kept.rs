@@ -5,8 +5,8 @@
 //! it may name what upkeep has merged or pruned since: whoever wants to read from old positions, or to decide anything
 //! but to go on at the end, asks for [`Listing::Whole`].
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{CatalogError, read_document};
@@ -29,6 +29,8 @@ const LOOK_BACK_SEGMENTS: usize = 500;
 /// A list that took longer is completed by what was merged meanwhile. What was merged stays twice as long beside the
 /// merged segment (`archive::retention`).
 const SLOW_LIST: Duration = Duration::from_secs(300);
+/// No archive is older, 2020-01-01: an earlier date is what copies without dates, images and zip files bear.
+const EARLIEST: UnixMillis = UnixMillis(1_577_836_800_000);
 /// Lists for one known timeline where only what came later is listed: acceptances, merged segments, and the rest.
 const LISTS_PER_TIMELINE: u64 = 3;
 
@@ -102,10 +104,11 @@ impl Kept {
         (documents, objects)
     }
 
-    /// When each object was created, by the store's clock.
+    /// When each object was created, by the store's clock, of those of which it can tell.
     pub(super) fn dates(&self) -> Dates {
         let objects = self.objects.iter();
         objects
+            .filter(|(_, (_, date))| *date >= EARLIEST)
             .map(|(object, (_, date))| (object.name(), *date))
             .collect()
     }
@@ -137,6 +140,20 @@ impl Kept {
         folders.sort_unstable();
         folders.dedup();
         folders
+    }
+
+    /// Those that hold data, with a document or without.
+    pub(super) fn filled(&self) -> BTreeSet<(TimelineSeq, ReplicationId)> {
+        let objects = self.objects.keys();
+        objects
+            .filter(|object| {
+                matches!(
+                    object,
+                    Object::Snapshot { .. } | Object::SnapshotPart { .. } | Object::Segment { .. }
+                )
+            })
+            .filter_map(Object::timeline)
+            .collect()
     }
 
     async fn list_later(&self, store: &dyn Store) -> Result<Vec<Vec<Listed>>, StoreError> {

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::{CatalogError, Kept, Listing, read_archive, without_document};
+use crate::archive::layout::ObjectName;
 use crate::archive::retention::Dates;
 use crate::archive::timeline::Catalog;
-use crate::position::{Ticks, TimelineSeq, UnixMillis};
+use crate::position::{ReplicationId, Ticks, TimelineSeq, UnixMillis};
 use crate::store::Store;
 
 /// An archive at one moment. The ends of its timelines have not been looked into.
@@ -15,14 +16,22 @@ pub struct Survey {
     pub catalog: Catalog,
     /// When each object was created, by the store's clock.
     pub dates: Dates,
-    /// The numbers of all timelines that have a folder.
-    pub folders: BTreeSet<TimelineSeq>,
+    /// The folders that hold a snapshot, a part of one, or a segment.
+    pub filled: BTreeSet<(TimelineSeq, ReplicationId)>,
 }
 
 impl Survey {
     /// A moment that the store's clock has passed: the date of the newest object.
     pub fn newest(&self) -> UnixMillis {
-        self.dates.values().copied().max().unwrap_or_default()
+        self.newest_object()
+            .map(|(_, date)| date)
+            .unwrap_or_default()
+    }
+
+    /// The newest object, and its date.
+    pub fn newest_object(&self) -> Option<(&ObjectName, UnixMillis)> {
+        let dated = self.dates.iter().map(|(name, date)| (name, *date));
+        dated.max_by_key(|(name, date)| (*date, *name))
     }
 }
 
@@ -42,11 +51,11 @@ pub async fn survey(
     let (documents, objects) = kept.parts();
     let catalog = Catalog::new(Some(archive), documents, objects);
     let dates = kept.dates();
-    let folders = kept.folders().into_iter().map(|(seq, _)| seq).collect();
+    let filled = kept.filled();
     kept.forget_objects();
     Ok(Survey {
         catalog,
         dates,
-        folders,
+        filled,
     })
 }
