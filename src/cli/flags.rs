@@ -205,16 +205,6 @@ pub struct AcceptArguments {
 /// How an archive is kept.
 #[derive(Debug, Args)]
 pub struct UpkeepArguments {
-    /// Every moment that is not older can be restored; what only older ones need is deleted. forever keeps everything
-    #[arg(
-        long,
-        env = "PERENNIAL_RETENTION",
-        hide_env_values = true,
-        value_name = "TIME",
-        default_value = "7d"
-    )]
-    pub retention: String,
-
     /// Delete nothing, neither what is too old nor what was merged
     #[arg(long, env = "PERENNIAL_NO_DELETE", hide_env_values = true)]
     pub no_delete: bool,
@@ -250,11 +240,31 @@ pub struct UpkeepArguments {
     pub merge_grace: String,
 }
 
+impl PruneArguments {
+    /// The window. Nobody but who runs the archive knows what it was promised: only where nothing is deleted there is
+    /// one that we choose.
+    ///
+    /// # Errors
+    /// Where it has to be given.
+    pub fn window(&self) -> Result<String, Exit> {
+        match &self.retention {
+            Some(given) => Ok(given.clone()),
+            None if self.dry_run => Ok(UpkeepSettings::default().retention),
+            None => Err(Exit {
+                message: "--retention is needed: what only older moments need is deleted for good. Give what \
+                          `perennial run` is given, or forever to merge only; --dry-run shows what would be done"
+                    .into(),
+                code: 2,
+            }),
+        }
+    }
+}
+
 impl UpkeepArguments {
-    /// As typed.
-    pub fn settings(self) -> UpkeepSettings {
+    /// As typed, with --retention.
+    pub fn settings(self, retention: String) -> UpkeepSettings {
         UpkeepSettings {
-            retention: self.retention,
+            retention,
             no_delete: self.no_delete,
             merge_minute: self.merge_minute,
             merge_hour: self.merge_hour,
@@ -273,6 +283,16 @@ pub struct PruneArguments {
     /// The archive.
     #[command(flatten)]
     pub archive: ArchiveArguments,
+
+    /// Every moment that is not older can be restored; what only older ones need is deleted. forever keeps everything.
+    /// What `perennial run` is given; needed unless --dry-run, which takes 7d
+    #[arg(
+        long,
+        env = "PERENNIAL_RETENTION",
+        hide_env_values = true,
+        value_name = "TIME"
+    )]
+    pub retention: Option<String>,
 
     /// How it is kept.
     #[command(flatten)]
@@ -683,6 +703,16 @@ pub struct RunArguments {
     )]
     pub shutdown_timeout: String,
 
+    /// Every moment that is not older can be restored; what only older ones need is deleted. forever keeps everything
+    #[arg(
+        long,
+        env = "PERENNIAL_RETENTION",
+        hide_env_values = true,
+        value_name = "TIME",
+        default_value = "7d"
+    )]
+    pub retention: String,
+
     /// How the archive is kept.
     #[command(flatten)]
     pub upkeep: UpkeepArguments,
@@ -1021,7 +1051,7 @@ impl RunArguments {
             spool_bytes: self.spool_bytes,
             uploads_per_second: self.uploads_per_second,
             shutdown_timeout: self.shutdown_timeout,
-            upkeep: self.upkeep.settings(),
+            upkeep: self.upkeep.settings(self.retention),
             upkeep_interval: self.upkeep_interval,
             http: self.http,
             tls: tls(&self.server, &self.seeding),

@@ -22,6 +22,8 @@ use crate::upkeep::{Done, Plans, Upkeep};
 const CREATED_MIN: u64 = 60;
 /// After so long there is a look whatever was created, milliseconds.
 const LOOK_MILLIS_MAX: u64 = 24 * 60 * 60 * 1000;
+/// An archive from which nothing may be deleted only grows, and with it each look: there is none sooner, milliseconds.
+const LOOK_UNDELETED_MILLIS: u64 = 60 * 60 * 1000;
 
 /// Merges and deletes once.
 ///
@@ -29,11 +31,16 @@ const LOOK_MILLIS_MAX: u64 = 24 * 60 * 60 * 1000;
 /// Where the archive cannot be read or written, or something in it needs a person.
 pub async fn run(arguments: PruneArguments, clock: Arc<dyn Clock>) -> anyhow::Result<()> {
     let json = arguments.archive.json;
+    let retention = arguments.window()?;
     let store = open_store(&arguments.archive.archive)?;
-    let options = arguments.upkeep.settings().check().map_err(|error| Exit {
-        message: error.to_string(),
-        code: 2,
-    })?;
+    let options = arguments
+        .upkeep
+        .settings(retention)
+        .check()
+        .map_err(|error| Exit {
+            message: error.to_string(),
+            code: 2,
+        })?;
     let archive = catalog::survey(&*store, &mut catalog::Kept::default(), clock.ticks()).await?;
     let archive = archive.catalog.archive().map(|document| document.archive);
     let archive = archive.context("archive.json is missing")?;
@@ -169,15 +176,7 @@ pub(super) fn beside(
     clock: Arc<dyn Clock>,
 ) -> Beside {
     observed.keeps(upkeep.report());
-    let rounds = Rounds {
-        upkeep,
-        looked_at: clock.ticks(),
-        clock,
-        observed,
-        created: 0,
-        goes_on: false,
-        said: Vec::new(),
-    };
+    let rounds = Rounds::new(upkeep, observed, clock);
     Beside(tokio::spawn(rounds.go_on(every)))
 }
 
@@ -185,7 +184,7 @@ struct Rounds {
     upkeep: Upkeep,
     clock: Arc<dyn Clock>,
     observed: Arc<Observed>,
-    looked_at: Ticks,
+    looked_at: Option<Ticks>,
     /// Objects that this process had created by then.
     created: u64,
     goes_on: bool,
@@ -194,6 +193,19 @@ struct Rounds {
 }
 
 impl Rounds {
+    fn new(upkeep: Upkeep, observed: Arc<Observed>, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            upkeep,
+            clock,
+            observed,
+            looked_at: None,
+            created: 0,
+            // What was left to do before this process began is not known: it may begin anew every day.
+            goes_on: true,
+            said: Vec::new(),
+        }
+    }
+
     async fn go_on(mut self, every: Duration) {
         loop {
             // Two of them on one archive should not always meet.
@@ -205,14 +217,20 @@ impl Rounds {
     }
 
     fn is_due(&self) -> bool {
+        let Some(looked_at) = self.looked_at else {
+            return true;
+        };
+        let since = self.clock.ticks().since(looked_at);
+        if !self.upkeep.may_delete() && since < LOOK_UNDELETED_MILLIS {
+            return false;
+        }
         let created = self.observed.created().saturating_sub(self.created);
-        let since = self.clock.ticks().since(self.looked_at);
         self.goes_on || created >= CREATED_MIN || since >= LOOK_MILLIS_MAX
     }
 
     async fn look(&mut self) {
         let passed = self.upkeep.pass(|_, _| {}).await;
-        self.looked_at = self.clock.ticks();
+        self.looked_at = Some(self.clock.ticks());
         self.created = self.observed.created();
         let done = match passed {
             Ok(done) => done,
@@ -257,3 +275,63 @@ impl Rounds {
 
 /// So many lines are remembered as said.
 const SAID_MAX: usize = 100;
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::flags::{Cli, Command};
+    use super::*;
+    use crate::archive::layout::ArchiveId;
+    use crate::clock::SystemClock;
+    use crate::config::UpkeepSettings;
+    use crate::store::memory::MemoryStore;
+
+    fn arguments(more: &[&str]) -> PruneArguments {
+        let given = ["perennial", "prune", "--archive", "file:///nowhere"];
+        let cli = Cli::parse_from(given.iter().chain(more));
+        match cli.command {
+            Command::Prune(arguments) => arguments,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_window_is_chosen_only_where_nothing_is_deleted() {
+        let refused = arguments(&[]).window().unwrap_err();
+        assert_eq!(refused.code, 2);
+        assert!(refused.message.contains("--retention"), "{refused}");
+        let window = |more: &[&str]| arguments(more).window().unwrap();
+        assert_eq!(window(&["--dry-run"]), "7d");
+        assert_eq!(window(&["--retention", "30d"]), "30d");
+    }
+
+    fn rounds(no_delete: bool) -> Rounds {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let settings = UpkeepSettings {
+            no_delete,
+            ..UpkeepSettings::default()
+        };
+        let upkeep = Upkeep::new(
+            Arc::new(MemoryStore::new()),
+            ArchiveId::from_raw([9; 16]),
+            settings.check().unwrap(),
+            Arc::clone(&clock),
+        );
+        let observed = Arc::new(Observed::new(Arc::clone(&clock)).unwrap());
+        Rounds::new(upkeep, observed, clock)
+    }
+
+    /// A run that is started again every day looks once a day at least.
+    #[tokio::test]
+    async fn the_first_round_is_due_at_once_and_the_next_is_later_where_nothing_is_deleted() {
+        for no_delete in [false, true] {
+            let mut rounds = rounds(no_delete);
+            assert!(rounds.is_due());
+            // There is no archive: it goes on later.
+            rounds.look().await;
+            assert!(rounds.goes_on);
+            assert_eq!(rounds.is_due(), !no_delete);
+        }
+    }
+}

@@ -1,7 +1,8 @@
 //! Upkeep beside the real thing: segments are merged and deleted under load, under restores and seeds, by two at once.
 
 use std::fs::File;
-use std::time::{Duration, SystemTime};
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
@@ -134,10 +135,24 @@ fn aged_archive(archive: &Archive) -> Option<Server> {
 
 fn prune(archive: &Archive, more: &[&str]) -> (i32, Value) {
     let url = archive.url();
-    let arguments = [&["prune", "--archive", &url, "--json"], more].concat();
+    let arguments = [
+        &["prune", "--archive", &url, "--retention", "7d", "--json"],
+        more,
+    ]
+    .concat();
     let (code, out, err) = run_cli(&arguments);
     let json = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}{err}"));
     (code, json)
+}
+
+/// Gives a snapshot the name of one that was taken then.
+fn rename_to(path: &Path, taken: SystemTime) {
+    let name = path.file_name().unwrap().to_str().unwrap();
+    let (offset, rest) = name.split_once('-').unwrap();
+    let behind = rest.find(|c: char| !c.is_ascii_digit()).unwrap();
+    let millis = taken.duration_since(UNIX_EPOCH).unwrap().as_millis();
+    let named = format!("{offset}-{millis:0behind$}{}", &rest[behind..]);
+    std::fs::rename(path, path.with_file_name(named)).unwrap();
 }
 
 #[test]
@@ -154,15 +169,17 @@ fn prune_deletes_what_is_too_old_and_nothing_else() {
     let is_there = |object| archive.objects().contains(object);
     assert!(before.iter().all(is_there), "{:?}", archive.objects());
 
-    // A second snapshot before the window as well: its name is believed up to a day beyond its date.
+    // A second snapshot before the window as well, by its date and by its name.
     let long_ago = SystemTime::now() - Duration::from_secs(10 * 24 * 3600);
     for (name, path) in archive.objects() {
-        let file = File::options().write(true).open(path).unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
         let is_old = file.metadata().unwrap().modified().unwrap() < long_ago;
         if name.contains("/snapshots/") && !is_old {
             file.set_modified(long_ago).unwrap();
+            rename_to(&path, long_ago);
         }
     }
+    let before = archive.objects();
     let (code, done) = prune(&archive, &["--no-delete"]);
     assert_eq!((code, &done["deleted_old"]), (0, &Value::from(0)), "{done}");
     assert!(before.iter().all(is_there), "{:?}", archive.objects());
@@ -205,6 +222,12 @@ fn what_cannot_be_is_refused() {
     let (code, _, err) = run_cli(&["prune", "--archive", &archive.url(), "--retention", "3s"]);
     assert_eq!(code, 2, "{err}");
     assert!(err.contains("--retention"), "{err}");
+    // `run` may have promised more than any value that we would take.
     let (code, _, err) = run_cli(&["prune", "--archive", &archive.url()]);
-    assert_eq!(code, 1, "{err}");
+    assert_eq!(code, 2, "{err}");
+    assert!(err.contains("--retention"), "{err}");
+    for with in [&["--retention", "7d"][..], &["--dry-run"]] {
+        let (code, _, err) = run_cli(&[&["prune", "--archive", &archive.url()], with].concat());
+        assert_eq!(code, 1, "{err}");
+    }
 }
