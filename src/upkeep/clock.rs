@@ -30,9 +30,8 @@ pub(super) async fn of_store(
     if let Some((name, date)) = newest
         && date.0 > now.0.saturating_add(CLOCK_SKEW_MILLIS_MAX)
     {
-        let seconds = (date.0 - now.0) / 1000;
         return Ok(Err(format!(
-            "{name} is dated {seconds} s after the store's own time: a clock was wrong, then or now; nothing is deleted \
+            "{name} is dated {date}, after the store's own time: a clock was wrong, then or now; nothing is deleted \
              until that time has come, or the object's date is set right"
         )));
     }
@@ -68,11 +67,12 @@ impl Known {
         };
         let expected = known.time.0.saturating_add(ticks.since(known.ticks));
         if now.0 > expected.saturating_add(CLOCK_SKEW_MILLIS_MAX) {
-            let seconds = (now.0 - expected) / 1000;
+            // The same words each time, so that they are said once.
             return Err(format!(
-                "the store's time went {seconds} s further than ours since the last look: nothing is deleted until it is \
+                "the store's time went further since {} than this process has counted: nothing is deleted until it is \
                  set right; where it is right, because this machine slept or its clock was corrected, start this \
-                 process again"
+                 process again",
+                known.time
             ));
         }
         // Never back: a clock that was put back and then right again is no jump.
