@@ -72,14 +72,16 @@ fn planning(criterion: &mut Criterion) {
         retention_millis: 3_600_000,
         ..Policy::default()
     };
-    let (folders, barred) = (BTreeSet::from([TimelineSeq::FIRST]), BTreeSet::new());
+    let timelines = catalog.timelines();
+    let filled = timelines.map(|it| (it.seq(), it.id())).collect();
+    let barred = BTreeSet::new();
     let mut group = criterion.benchmark_group("upkeep");
     group.sample_size(10);
     group.bench_function("plan 100,000 segments", |bencher| {
         bencher.iter(|| {
             black_box(merges(&stock, &policy, &barred));
             black_box(superfluous(&stock, &policy, &barred));
-            black_box(prune(&stock, &policy, &folders)).is_ok()
+            black_box(prune(&stock, &policy, &filled)).is_ok()
         });
     });
     group.finish();
