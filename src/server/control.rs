@@ -19,6 +19,8 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const KEPT_ALIVE: Duration = Duration::from_millis(500);
 /// The largest answer that is read, in bytes: INFO is a few KiB.
 pub const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Characters of an unexpected answer that an error shows.
+const SHOWN_CHARACTERS: usize = 200;
 
 const INFO: &[u8] = b"INFO";
 
@@ -272,12 +274,10 @@ impl Control {
     }
 
     fn unexpected(&self, command: &str, frame: &BytesFrame) -> ControlError {
-        let mut found = format!("{frame:?}");
-        found.truncate(200);
         ControlError::Unexpected {
             address: self.address.clone(),
             command: command.into(),
-            found,
+            found: shown(frame),
         }
     }
 
@@ -426,6 +426,14 @@ enum Answer {
     Garbage(String),
 }
 
+/// The beginning of an answer, for a message.
+fn shown(frame: &BytesFrame) -> String {
+    format!("{frame:?}")
+        .chars()
+        .take(SHOWN_CHARACTERS)
+        .collect()
+}
+
 fn head_of(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned()
 }
@@ -467,6 +475,15 @@ mod tests {
         control.promote().await.unwrap();
         drop(control);
         server.await.unwrap()
+    }
+
+    #[test]
+    fn an_answer_is_cut_between_characters() {
+        for before in 0..4 {
+            let text = "a".repeat(before) + &"\u{20ac}".repeat(300);
+            let frame = BytesFrame::SimpleString(text.into());
+            assert_eq!(shown(&frame).chars().count(), SHOWN_CHARACTERS);
+        }
     }
 
     #[tokio::test]
