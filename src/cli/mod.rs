@@ -199,3 +199,10 @@ fn stop_on_signals() -> anyhow::Result<watch::Receiver<bool>> {
     });
     Ok(receiver)
 }
+
+/// Waits until a signal came.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}

@@ -3,18 +3,29 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::{anyhow, bail};
 use serde_json::json;
+use tokio::sync::watch;
 
 use super::flags::{FormatFlag, RestoreArguments};
 use super::progress::Progress;
 use super::seed_once::Destination;
 use super::when::{Planned, When, plan_for, ttl};
-use super::{EXIT_NOTHING, Exit, open_store, say, seed_once, through_scratch};
+use super::{
+    EXIT_NOTHING, Exit, open_store, say, seed_once, stop_on_signals, stopped, through_scratch,
+};
 use crate::archive::layout::ArchiveId;
 use crate::archive::plan::PlanError;
 use crate::archive::timeline::Catalog;
 use crate::clock::Clock;
 use crate::position::UnixMillis;
+use crate::restore::mapped::PrepareError;
+use crate::restore::moment::MomentError;
+use crate::restore::source::SourceError;
+use crate::restore::to_commands::ToCommandsError;
+use crate::restore::to_dir::ToDirError;
+use crate::restore::to_dump::ToDumpError;
+use crate::restore::to_replica::SeedError;
 use crate::restore::ttl::Ttl;
 use crate::restore::{source, to_dir};
 use crate::shell::quoted;
@@ -31,46 +42,74 @@ const PLANNED_AGAIN_MAX: u32 = 3;
 pub async fn run(arguments: RestoreArguments, clock: Arc<dyn Clock>) -> anyhow::Result<()> {
     // Once for all tries: "10m ago" stays the same moment.
     let now = clock.unix();
+    let mut stop = stop_on_signals()?;
     for _ in 0..PLANNED_AGAIN_MAX {
-        match run_once(&arguments, now, Arc::clone(&clock)).await {
+        match run_once(&arguments, now, Arc::clone(&clock), &mut stop).await {
             Err(error) if is_gone(&error) => {
                 tracing::warn!("{error:#}; upkeep has deleted it: planning again");
             }
             restored => return restored,
         }
     }
-    run_once(&arguments, now, clock).await
+    run_once(&arguments, now, clock, &mut stop).await
 }
 
-/// Whether an object of the plan is gone. Segments are found again by themselves; a snapshot is not.
+/// Whether an object of the plan is gone, and nothing was restored yet. Segments are found again by themselves; a
+/// snapshot is not.
 fn is_gone(error: &anyhow::Error) -> bool {
-    matches!(
-        error.downcast_ref(),
-        Some(to_dir::ToDirError::Source(error)) if error.is_gone()
-    )
+    source_of(error).is_some_and(SourceError::is_gone)
+}
+
+fn source_of(error: &anyhow::Error) -> Option<&SourceError> {
+    if let Some(ToCommandsError::Dump(error)) = error.downcast_ref() {
+        return of_dump(error);
+    }
+    if let Some(MomentError::Source(error)) = error.downcast_ref() {
+        return Some(error);
+    }
+    let dump = error.downcast_ref().and_then(of_dump);
+    let seed = error.downcast_ref().and_then(of_seed);
+    let folder = error.downcast_ref().and_then(of_folder);
+    dump.or(seed).or(folder)
+}
+
+fn of_dump(error: &ToDumpError) -> Option<&SourceError> {
+    match error {
+        ToDumpError::Seed(error) => of_seed(error),
+        ToDumpError::Folder(error) => of_folder(error),
+        _ => None,
+    }
+}
+
+fn of_seed(error: &SeedError) -> Option<&SourceError> {
+    match error {
+        SeedError::Source(error) | SeedError::Prepare(PrepareError::Source(error)) => Some(error),
+        _ => None,
+    }
+}
+
+fn of_folder(error: &ToDirError) -> Option<&SourceError> {
+    match error {
+        ToDirError::Source(error) => Some(error),
+        _ => None,
+    }
 }
 
 async fn run_once(
     arguments: &RestoreArguments,
     now: UnixMillis,
     clock: Arc<dyn Clock>,
+    stop: &mut watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let when = When::read(&arguments.at, now)?;
     let to = Destination::read(arguments)?;
     let store = open_store(&arguments.archive)?;
-    let mut loaded = match catalog::load(&*store, &[]).await {
-        Ok(loaded) => loaded,
-        Err(error) if is_missing(&error) => return nothing(arguments, error.to_string()),
-        Err(error) => return Err(error.into()),
+    let prepared = tokio::select! {
+        prepared = prepare(arguments, when, store, now) => prepared?,
+        () = stopped(stop) => bail!("stopped by a signal"),
     };
-    let archive = loaded.catalog.archive().map(|document| document.archive);
-    let archive = archive.ok_or_else(|| anyhow::anyhow!("archive.json is missing"))?;
-    let planned = match plan_for(when, &mut loaded, &store, archive, now).await? {
-        Ok(planned) => planned,
-        Err(error @ (PlanError::Empty | PlanError::OnlySuspects)) => {
-            return nothing(arguments, format!("{}: {error}", store.address()));
-        }
-        Err(error) => return Err(error.into()),
+    let Some((archived, planned)) = prepared else {
+        return Ok(());
     };
     if let When::Latest | When::Timeline(_) = when
         && let Some(rest) = loaded.catalog.left_out(planned.plan.target.timeline)
@@ -87,22 +126,47 @@ async fn run_once(
         _ if arguments.json => {}
         _ => planned.said().iter().for_each(|line| say(line)),
     }
+    match to {
+        Destination::Folder(folder) => {
+            restore_folder(archived, &planned, &folder, arguments, clock, stop).await
+        }
+        Destination::Server(server) => {
+            seed_once::run(archived, &planned, *server, arguments, clock, stop).await
+        }
+        Destination::Commands => {
+            through_scratch::commands(archived, &planned, arguments, clock, stop).await
+        }
+    }
+}
+
+/// Reads what the archive holds and plans; nothing where there is none of it and that is no error.
+async fn prepare(
+    arguments: &RestoreArguments,
+    when: When,
+    store: Arc<dyn Store>,
+    now: UnixMillis,
+) -> anyhow::Result<Option<(Archived, Planned)>> {
+    let nothing = |message| nothing(arguments, message).map(|()| None);
+    let mut loaded = match catalog::load(&*store, &[]).await {
+        Ok(loaded) => loaded,
+        Err(error) if is_missing(&error) => return nothing(error.to_string()),
+        Err(error) => return Err(error.into()),
+    };
+    let archive = loaded.catalog.archive().map(|document| document.archive);
+    let archive = archive.ok_or_else(|| anyhow::anyhow!("archive.json is missing"))?;
+    let planned = match plan_for(when, &mut loaded, &store, archive, now).await? {
+        Ok(planned) => planned,
+        Err(error @ (PlanError::Empty | PlanError::OnlySuspects)) => {
+            return nothing(format!("{}: {error}", store.address()));
+        }
+        Err(error) => return Err(error.into()),
+    };
     let archived = Archived {
         store,
         archive,
         catalog: loaded.catalog,
     };
-    match to {
-        Destination::Folder(folder) => {
-            restore_folder(archived, &planned, &folder, arguments, clock).await
-        }
-        Destination::Server(server) => {
-            seed_once::run(archived, &planned, *server, arguments, clock).await
-        }
-        Destination::Commands => {
-            through_scratch::commands(archived, &planned, arguments, clock).await
-        }
-    }
+    Ok(Some((archived, planned)))
 }
 
 /// What is restored from.
@@ -122,6 +186,7 @@ async fn restore_folder(
     folder: &Path,
     arguments: &RestoreArguments,
     clock: Arc<dyn Clock>,
+    stop: &mut watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let plan = &planned.plan;
     let options = to_dir::Options {
@@ -135,21 +200,24 @@ async fn restore_folder(
     };
     let is_payload = plan.stream_bytes() == 0 && options.ttl == Ttl::Keep;
     if options.format == to_dir::Format::Rdb && !is_payload {
-        return through_scratch::dump(archived, planned, folder, arguments, clock).await;
+        return through_scratch::dump(archived, planned, folder, arguments, clock, stop).await;
     }
     // Where the end cannot be read the restore itself says so, in its place.
     let payload_bytes = source::payload_bytes(&*archived.store, plan).await.ok();
     let total = payload_bytes.map(|bytes| bytes + plan.stream_bytes());
     let mut progress = Progress::new(clock, total);
-    let restored = to_dir::restore(
+    let restoring = to_dir::restore(
         archived.store,
         archived.archive,
         plan,
         folder,
         options,
         |bytes| progress.add(bytes),
-    )
-    .await;
+    );
+    let restored = tokio::select! {
+        restored = restoring => restored.map_err(anyhow::Error::new),
+        () = stopped(stop) => Err(anyhow!("stopped by a signal: nothing was restored")),
+    };
     progress.end();
     say_restored(planned, &restored?, arguments.json);
     Ok(())

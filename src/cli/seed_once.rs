@@ -6,17 +6,18 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use serde_json::json;
+use tokio::sync::watch;
 
 use super::flags::{FormatFlag, RestoreArguments, tls};
 use super::progress::Progress;
 use super::restore::Archived;
 use super::when::{Planned, ttl};
-use super::{Exit, say};
+use super::{Exit, say, stopped};
 use crate::clock::Clock;
 use crate::config;
 use crate::decide::{Role, Server};
 use crate::restore::seeder::{Seeder, SeederOptions};
-use crate::restore::to_replica::{Approach, Purpose, Seed, SeedError};
+use crate::restore::to_replica::{Approach, Purpose, Seed};
 use crate::server::control::Control;
 use crate::server::info::Info;
 use crate::server::net::Address;
@@ -100,6 +101,7 @@ pub async fn run(
     target: Target,
     arguments: &RestoreArguments,
     clock: Arc<dyn Clock>,
+    stop: &mut watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let address = target.address.to_string();
     let mut control = Control::connect(&target.address).await?;
@@ -129,11 +131,17 @@ pub async fn run(
         clock: &*clock,
     };
     let mut progress = Progress::lines("restoring", Arc::clone(&clock), None);
-    let outcome = seed
-        .run(&mut control, unchanged, |sent, total| {
-            progress.stands_at(sent, total);
-        })
-        .await;
+    let seeded = seed.run(&mut control, unchanged, |sent, total| {
+        progress.stands_at(sent, total);
+    });
+    let outcome = tokio::select! {
+        outcome = seeded => outcome.map_err(anyhow::Error::new),
+        () = stopped(stop) => {
+            // A connection of its own: on this one an answer may be outstanding.
+            control = Control::connect(&target.address).await?;
+            Err(anyhow::anyhow!("stopped by a signal"))
+        }
+    };
     match outcome {
         Ok(_) => {
             say_filled(planned, &address, arguments.json);
@@ -183,12 +191,11 @@ fn still_the_same(info: &Info, before: &Server, force: bool) -> Result<(), &'sta
 }
 
 /// The error, with how the server was left where that is not as it was.
-async fn explain(error: SeedError, control: &mut Control, address: &str) -> anyhow::Error {
+async fn explain(error: anyhow::Error, control: &mut Control, address: &str) -> anyhow::Error {
     let left_replica = match control.info().await {
         Ok(info) => info.text("role") == Some("slave"),
         Err(_) => false,
     };
-    let error = anyhow::Error::new(error);
     if left_replica {
         return error.context(format!(
             "{address} was not filled: it was left a replica, so that nobody takes what it holds for everything; try \

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
+use tokio::sync::watch;
 
 use super::flags::RestoreArguments;
 use super::progress::Progress;
 use super::restore::Archived;
 use super::when::{Planned, ttl};
-use super::{Exit, say};
+use super::{Exit, say, stopped};
 use crate::clock::Clock;
 use crate::restore::to_dump::{Dump, Dumped};
 use crate::server::scratch::ScratchPlace;
@@ -25,6 +26,7 @@ pub async fn dump(
     folder: &Path,
     arguments: &RestoreArguments,
     clock: Arc<dyn Clock>,
+    stop: &mut watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let scratch = scratch(
         arguments,
@@ -34,7 +36,9 @@ pub async fn dump(
     let mut progress = Progress::lines("restoring", Arc::clone(&clock), None);
     let told = |sent, total| progress.stands_at(sent, total);
     let dump = of(&archived, planned, &scratch, arguments, clock);
-    let dumped = dump.write(folder, arguments.force, told).await?;
+    let dumped = dump
+        .write(folder, arguments.force, stopped(stop), told)
+        .await?;
     say_dumped(planned, &dumped, folder, arguments.json);
     Ok(())
 }
@@ -48,6 +52,7 @@ pub async fn commands(
     planned: &Planned,
     arguments: &RestoreArguments,
     clock: Arc<dyn Clock>,
+    stop: &mut watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let scratch = scratch(
         arguments,
@@ -57,7 +62,9 @@ pub async fn commands(
     let told = |sent, total| progress.stands_at(sent, total);
     let dump = of(&archived, planned, &scratch, arguments, clock);
     let mut out = BufWriter::new(std::io::stdout());
-    let written = dump.write_commands(&mut out, arguments.force, told).await?;
+    let written = dump
+        .write_commands(&mut out, arguments.force, stopped(stop), told)
+        .await?;
     tracing::info!(
         "restored {} as commands: {} keys, {}",
         planned.plan.target,

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::flags::VerifyArguments;
 use super::progress::Progress;
 use super::status::time;
-use super::{Exit, open_store, say, stop_on_signals};
+use super::{Exit, open_store, say, stop_on_signals, stopped};
 use crate::check::{Finding, Level, count};
 use crate::clock::Clock;
 use crate::position::UnixMillis;
@@ -90,12 +90,6 @@ pub async fn run(arguments: VerifyArguments, clock: Arc<dyn Clock>) -> anyhow::R
             code: 1,
         }
         .into()),
-    }
-}
-
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    if stop.wait_for(|stop| *stop).await.is_err() {
-        std::future::pending::<()>().await;
     }
 }
 

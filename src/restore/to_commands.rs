@@ -7,9 +7,8 @@ use redis_protocol::resp2::types::BytesFrame;
 use super::to_dump::{Dump, ToDumpError};
 use crate::clock::Clock;
 use crate::proto::handshake::command;
-use crate::server::control::{Control, ControlError};
 use crate::server::info::Info;
-use crate::server::scratch::{Scratch, Start};
+use crate::server::pipeline::Pipeline;
 
 /// Keys asked for at once.
 const KEYS_PER_PAGE: &[u8] = b"500";
@@ -22,9 +21,12 @@ pub enum ToCommandsError {
     /// The scratch server, or the archive.
     #[error(transparent)]
     Dump(#[from] ToDumpError),
+    /// The scratch server, once it was filled.
+    #[error("read the scratch server: {0}")]
+    Read(std::io::Error),
     /// Whoever reads them has gone.
     #[error("write commands: {0}")]
-    Write(#[from] std::io::Error),
+    Write(std::io::Error),
     /// The scratch server answered something else.
     #[error("the scratch server answered {command} with {found}")]
     Unexpected {
@@ -33,12 +35,6 @@ pub enum ToCommandsError {
         /// The beginning of its answer.
         found: String,
     },
-}
-
-impl From<ControlError> for ToCommandsError {
-    fn from(error: ControlError) -> Self {
-        Self::Dump(ToDumpError::Scratch(error.into()))
-    }
 }
 
 /// How many keys were written.
@@ -52,7 +48,7 @@ pub struct Written {
 
 impl Dump<'_> {
     /// Writes the commands. With `replace` they overwrite what is there; else a key that is there stays, and its command
-    /// answers an error.
+    /// answers an error. Ends when `stopped` does.
     ///
     /// # Errors
     /// [`ToCommandsError`]: then what was written so far is not everything.
@@ -60,55 +56,68 @@ impl Dump<'_> {
         &self,
         out: &mut impl Write,
         replace: bool,
+        stopped: impl Future<Output = ()>,
         told: impl FnMut(u64, u64) + Send,
     ) -> Result<Written, ToCommandsError> {
-        let mut scratch = self
-            .scratch
-            .open(Start::Empty)
-            .await
-            .map_err(ToDumpError::from)?;
-        self.fill(&mut scratch, told).await?;
-        let info = scratch.control().info().await?;
-        let mut writer = Commands {
-            out,
-            replace,
-            written: Written::default(),
-        };
-        writer.libraries(&info, scratch.control()).await?;
-        for database in info.databases() {
-            writer
-                .database(database, &info, &mut scratch, &*self.clock)
-                .await?;
-        }
-        writer.out.flush()?;
-        let written = writer.written;
-        scratch.close().await.map_err(ToDumpError::from)?;
-        Ok(written)
+        self.with_scratch(stopped, async |scratch| {
+            self.fill(scratch, told).await?;
+            let info = scratch
+                .control()
+                .info()
+                .await
+                .map_err(|error| ToDumpError::Scratch(scratch.explained(error)))?;
+            // Values may be larger than what a control connection reads.
+            let pipeline = Pipeline::connect(scratch.address()).await;
+            let mut writer = Commands {
+                pipeline: pipeline.map_err(ToCommandsError::Read)?,
+                names_times: info.version_numbers() >= FIRST_VERSION_WITH_TIMES,
+                clock: &*self.clock,
+                out,
+                replace,
+                written: Written::default(),
+            };
+            writer.everything(&info).await?;
+            Ok(writer.written)
+        })
+        .await
     }
 }
 
 struct Commands<'a, W> {
+    pipeline: Pipeline,
+    /// The server names times of expiry.
+    names_times: bool,
+    clock: &'a dyn Clock,
     out: &'a mut W,
     replace: bool,
     written: Written,
 }
 
 impl<W: Write> Commands<'_, W> {
-    fn put(&mut self, arguments: &[&[u8]]) -> std::io::Result<()> {
-        let bytes = command(arguments);
-        self.written.bytes += bytes.len() as u64;
-        self.out.write_all(&bytes)
+    async fn everything(&mut self, info: &Info) -> Result<(), ToCommandsError> {
+        self.libraries(info).await?;
+        for database in info.databases() {
+            self.database(database).await?;
+        }
+        self.out.flush().map_err(ToCommandsError::Write)
     }
 
-    async fn libraries(
-        &mut self,
-        info: &Info,
-        control: &mut Control,
-    ) -> Result<(), ToCommandsError> {
+    fn put(&mut self, arguments: &[&[u8]]) -> Result<(), ToCommandsError> {
+        let bytes = command(arguments);
+        self.written.bytes += bytes.len() as u64;
+        self.out.write_all(&bytes).map_err(ToCommandsError::Write)
+    }
+
+    async fn ask(&mut self, arguments: &[&[u8]]) -> Result<BytesFrame, ToCommandsError> {
+        let answer = self.pipeline.one(arguments).await;
+        answer.map_err(ToCommandsError::Read)
+    }
+
+    async fn libraries(&mut self, info: &Info) -> Result<(), ToCommandsError> {
         if info.number("number_of_libraries").unwrap_or(0) == 0 {
             return Ok(());
         }
-        let payload = match control.command(&[b"FUNCTION", b"DUMP"]).await? {
+        let payload = match self.ask(&[b"FUNCTION", b"DUMP"]).await? {
             BytesFrame::BulkString(payload) => payload,
             other => return Err(unexpected("FUNCTION DUMP", &other)),
         };
@@ -116,27 +125,18 @@ impl<W: Write> Commands<'_, W> {
         if self.replace {
             arguments.push(b"REPLACE");
         }
-        Ok(self.put(&arguments)?)
+        self.put(&arguments)
     }
 
-    async fn database(
-        &mut self,
-        database: u32,
-        info: &Info,
-        scratch: &mut Scratch,
-        clock: &dyn Clock,
-    ) -> Result<(), ToCommandsError> {
-        let control = scratch.control();
+    async fn database(&mut self, database: u32) -> Result<(), ToCommandsError> {
         let number = database.to_string();
-        control.command(&[b"SELECT", number.as_bytes()]).await?;
+        self.ask(&[b"SELECT", number.as_bytes()]).await?;
         self.put(&[b"SELECT", number.as_bytes()])?;
-        let names_times = info.version_numbers() >= FIRST_VERSION_WITH_TIMES;
         let mut cursor = bytes::Bytes::from_static(b"0");
         loop {
-            let (next, keys) = page(control, &cursor).await?;
+            let (next, keys) = self.page(&cursor).await?;
             for key in keys {
-                let expires_at = expires_at(control, &key, names_times, clock).await?;
-                self.key(control, &key, expires_at).await?;
+                self.key(&key).await?;
             }
             if next == "0" {
                 return Ok(());
@@ -145,21 +145,45 @@ impl<W: Write> Commands<'_, W> {
         }
     }
 
-    async fn key(
+    /// The next cursor, and keys.
+    async fn page(
         &mut self,
-        control: &mut Control,
-        key: &[u8],
-        expires_at: u64,
-    ) -> Result<(), ToCommandsError> {
-        let payload = match control.command(&[b"DUMP", key]).await? {
+        cursor: &[u8],
+    ) -> Result<(bytes::Bytes, Vec<bytes::Bytes>), ToCommandsError> {
+        let answer = self
+            .ask(&[b"SCAN", cursor, b"COUNT", KEYS_PER_PAGE])
+            .await?;
+        match answer {
+            BytesFrame::Array(parts) => match parts.as_slice() {
+                [BytesFrame::BulkString(next), BytesFrame::Array(keys)] => {
+                    let keys = keys.iter().filter_map(|key| match key {
+                        BytesFrame::BulkString(key) => Some(key.clone()),
+                        _ => None,
+                    });
+                    Ok((next.clone(), keys.collect()))
+                }
+                _ => Err(unexpected("SCAN", &BytesFrame::Array(parts))),
+            },
+            other => Err(unexpected("SCAN", &other)),
+        }
+    }
+
+    async fn key(&mut self, key: &[u8]) -> Result<(), ToCommandsError> {
+        let Some(expiry) = self.expiry(key).await? else {
+            return Ok(());
+        };
+        let payload = match self.ask(&[b"DUMP", key]).await? {
             BytesFrame::BulkString(payload) => payload,
             // It expired since it was named.
             BytesFrame::Null => return Ok(()),
             other => return Err(unexpected("DUMP", &other)),
         };
-        let time = expires_at.to_string();
+        let time = match expiry {
+            Expiry::At(at) => at.to_string(),
+            Expiry::Never => "0".into(),
+        };
         let mut arguments: Vec<&[u8]> = vec![b"RESTORE", key, time.as_bytes(), &payload];
-        if expires_at > 0 {
+        if expiry != Expiry::Never {
             arguments.push(b"ABSTTL");
         }
         if self.replace {
@@ -169,54 +193,55 @@ impl<W: Write> Commands<'_, W> {
         self.written.keys += 1;
         Ok(())
     }
-}
 
-/// The next cursor, and keys.
-async fn page(
-    control: &mut Control,
-    cursor: &[u8],
-) -> Result<(bytes::Bytes, Vec<bytes::Bytes>), ToCommandsError> {
-    let answer = control
-        .command(&[b"SCAN", cursor, b"COUNT", KEYS_PER_PAGE])
-        .await?;
-    match answer {
-        BytesFrame::Array(parts) => match parts.as_slice() {
-            [BytesFrame::BulkString(next), BytesFrame::Array(keys)] => {
-                let keys = keys.iter().filter_map(|key| match key {
-                    BytesFrame::BulkString(key) => Some(key.clone()),
-                    _ => None,
-                });
-                Ok((next.clone(), keys.collect()))
-            }
-            _ => Err(unexpected("SCAN", &BytesFrame::Array(parts))),
-        },
-        other => Err(unexpected("SCAN", &other)),
+    /// Nothing for a key that is gone, or just about to go.
+    async fn expiry(&mut self, key: &[u8]) -> Result<Option<Expiry>, ToCommandsError> {
+        let (question, since) = match self.names_times {
+            true => ("PEXPIRETIME", 0),
+            false => ("PTTL", self.clock.unix().0),
+        };
+        match self.ask(&[question.as_bytes(), key]).await? {
+            BytesFrame::Integer(time) => Ok(Expiry::read(time, since)),
+            other => Err(unexpected(question, &other)),
+        }
     }
 }
 
-/// When a key expires, Unix milliseconds; 0 where it does not.
-async fn expires_at(
-    control: &mut Control,
-    key: &[u8],
-    names_times: bool,
-    clock: &dyn Clock,
-) -> Result<u64, ToCommandsError> {
-    let question: &[u8] = if names_times { b"PEXPIRETIME" } else { b"PTTL" };
-    match control.command(&[question, key]).await? {
-        BytesFrame::Integer(time) => {
-            let time = u64::try_from(time).unwrap_or(0);
-            let since = if names_times || time == 0 {
-                0
-            } else {
-                clock.unix().0
-            };
-            Ok(time + since)
+/// When a key expires.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Expiry {
+    Never,
+    /// Unix milliseconds.
+    At(u64),
+}
+
+impl Expiry {
+    /// Of an answer to PEXPIRETIME, or to PTTL asked at `since`.
+    fn read(time: i64, since: u64) -> Option<Self> {
+        match time {
+            -1 => Some(Self::Never),
+            1.. => Some(Self::At(time.unsigned_abs() + since)),
+            // A time of 0 would mean none at all to RESTORE.
+            _ => None,
         }
-        other => Err(unexpected("PEXPIRETIME", &other)),
     }
 }
 
 fn unexpected(command: &'static str, found: &BytesFrame) -> ToCommandsError {
     let found = format!("{found:?}").chars().take(200).collect();
     ToCommandsError::Unexpected { command, found }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_expires_now_is_left_out() {
+        assert_eq!(Expiry::read(-2, 1000), None, "gone");
+        assert_eq!(Expiry::read(0, 1000), None, "going");
+        assert_eq!(Expiry::read(-1, 1000), Some(Expiry::Never));
+        assert_eq!(Expiry::read(7, 1000), Some(Expiry::At(1007)));
+        assert_eq!(Expiry::read(7, 0), Some(Expiry::At(7)));
+    }
 }

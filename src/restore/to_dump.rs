@@ -1,6 +1,7 @@
 //! A moment as one `dump.rdb`: a scratch server is filled with it and saves it.
 
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 
 use super::seeder::{Seeder, SeederOptions};
@@ -30,6 +31,9 @@ pub enum ToDumpError {
     /// Where it would get the data.
     #[error("listen for the scratch server: {0}")]
     Listen(std::io::Error),
+    /// Somebody wants it to end.
+    #[error("stopped by a signal: nothing was restored")]
+    Stopped,
     /// It could not be filled.
     #[error("the scratch server: {0}")]
     Seed(#[from] SeedError),
@@ -67,7 +71,7 @@ pub struct Dumped {
 
 impl Dump<'_> {
     /// Writes `dump.rdb` into a folder. It appears only when it is whole. `told` hears how many bytes the scratch server was
-    /// sent, and of how many.
+    /// sent, and of how many. Ends when `stopped` does.
     ///
     /// # Errors
     /// [`ToDumpError`]; nothing that was there before is touched, and nothing half-written stays.
@@ -75,25 +79,48 @@ impl Dump<'_> {
         &self,
         directory: &Path,
         force: bool,
+        stopped: impl Future<Output = ()>,
         told: impl FnMut(u64, u64) + Send,
     ) -> Result<Dumped, ToDumpError> {
+        if let ScratchPlace::Server(address) = self.scratch {
+            let address = address.to_string();
+            return Err(ScratchError::NoFolder { address }.into());
+        }
         let place = Place::prepare(directory, force)?;
-        let mut scratch = self.scratch.open(Start::Empty).await?;
-        self.fill(&mut scratch, told).await?;
-        let saved = scratch.save().await?;
-        let target = place.file();
-        let bytes = copy(&saved, &target)?;
-        let server = format!(
-            "{} {}",
-            scratch.info().server_name(),
-            scratch.info().version()
-        );
-        scratch.close().await?;
-        Ok(Dumped {
-            server,
-            bytes,
-            moved_aside: place.publish(Layout::Dump)?,
+        self.with_scratch(stopped, async |scratch| {
+            self.fill(scratch, told).await?;
+            let saved = scratch.save().await?;
+            let bytes = copy(&saved, &place.file())?;
+            let info = scratch.info();
+            Ok(Dumped {
+                server: format!("{} {}", info.server_name(), info.version()),
+                bytes,
+                moved_aside: place.publish(Layout::Dump)?,
+            })
         })
+        .await
+    }
+
+    /// Does something with a scratch server, of which nothing stays however that ends.
+    pub(super) async fn with_scratch<T, E: From<ToDumpError>>(
+        &self,
+        stopped: impl Future<Output = ()>,
+        work: impl AsyncFnOnce(&mut Scratch) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut stopped = pin!(stopped);
+        let opened = tokio::select! {
+            opened = self.scratch.open(Start::Empty) => opened,
+            () = &mut stopped => return Err(ToDumpError::Stopped.into()),
+        };
+        let mut scratch = opened.map_err(ToDumpError::from)?;
+        let done = tokio::select! {
+            done = work(&mut scratch) => done,
+            () = stopped => Err(ToDumpError::Stopped.into()),
+        };
+        let closed = scratch.close().await.map_err(ToDumpError::from);
+        let done = done?;
+        closed?;
+        Ok(done)
     }
 
     pub(super) async fn fill(
@@ -128,8 +155,11 @@ impl Dump<'_> {
             purpose: Purpose::Copy(self.ttl),
             clock: &*self.clock,
         };
-        seed.run(scratch.control(), unchanged, told).await?;
-        Ok(())
+        let filled = seed.run(scratch.control(), unchanged, told).await;
+        if matches!(filled, Err(SeedError::Changed { .. })) {
+            scratch.leave_alone();
+        }
+        Ok(filled.map(drop)?)
     }
 }
 

@@ -21,6 +21,8 @@ use crate::decide::{UnreadablePayload, readable};
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// The time between two looks at a server that starts, loads or saves.
 const POLL: Duration = Duration::from_millis(20);
+/// The first version with FLUSHALL ASYNC.
+const FIRST_VERSION_THAT_FREES_LATER: (u32, u32) = (4, 0);
 /// How many databases a server of our own has. Bounds nothing of use: no payload that was seen names a higher one.
 const DATABASES: &str = "10000";
 /// Lines of the server's log that an error shows.
@@ -186,6 +188,8 @@ pub struct Scratch {
     own: Option<Own>,
     /// Settings of a server that was lent, as they were.
     before: Vec<(&'static str, String)>,
+    /// It was lent, and somebody else uses it now.
+    is_left_alone: bool,
 }
 
 impl Scratch {
@@ -204,6 +208,7 @@ impl Scratch {
             info,
             own: Some(own),
             before: Vec::new(),
+            is_left_alone: false,
         })
     }
 
@@ -224,6 +229,7 @@ impl Scratch {
             info,
             own: None,
             before: Vec::new(),
+            is_left_alone: false,
         })
     }
 
@@ -267,7 +273,12 @@ impl Scratch {
 
     async fn try_empty(&mut self) -> Result<(), ControlError> {
         self.control.promote().await?;
-        self.control.command(&[b"FLUSHALL"]).await?;
+        // Freed at once, much data would take longer than an answer may.
+        let flush: &[&[u8]] = match self.info.version_numbers() >= FIRST_VERSION_THAT_FREES_LATER {
+            true => &[b"FLUSHALL", b"ASYNC"],
+            false => &[b"FLUSHALL"],
+        };
+        self.control.command(flush).await?;
         match self.control.command(&[b"FUNCTION", b"FLUSH"]).await {
             // Before 7.0 there are none.
             Ok(_) | Err(ControlError::Refused { .. }) => Ok(()),
@@ -336,12 +347,17 @@ impl Scratch {
         }
     }
 
+    /// Somebody else uses it, and nothing was done to it: [`Self::close`] does nothing to it either.
+    pub const fn leave_alone(&mut self) {
+        self.is_left_alone = true;
+    }
+
     /// Ends it: one of our own is killed, one that was lent is left an empty master.
     ///
     /// # Errors
     /// [`ScratchError`]: then a server that was lent has to be emptied by hand.
     pub async fn close(mut self) -> Result<(), ScratchError> {
-        if self.own.is_some() {
+        if self.own.is_some() || self.is_left_alone {
             return Ok(());
         }
         // Whatever broke the connection that was used so far.
