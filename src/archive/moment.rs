@@ -312,6 +312,36 @@ impl Way {
     }
 }
 
+/// The timelines off the way to `tip` that hold something of a time: what they received by then is later than
+/// `later_than`, where that is given.
+pub fn elsewhere(
+    catalog: &Catalog,
+    tip: Position,
+    moment: UnixMillis,
+    later_than: Option<UnixMillis>,
+) -> Vec<TimelineSeq> {
+    let way = catalog.lineage(tip);
+    let is_on_the_way = |end: &Position| {
+        let step = way.iter().find(|step| step.timeline == end.timeline);
+        step.is_some_and(|step| step.offset >= end.offset)
+    };
+    let holds = |end: &Position| {
+        Way::new(catalog, *end).stretches.iter().any(|stretch| {
+            stretch.timeline == end.timeline
+                && stretch.begins_at <= moment
+                && later_than.is_none_or(|later_than| stretch.ends_at > later_than)
+        })
+    };
+    let ends = catalog.timelines().filter_map(|timeline| {
+        let timeline = timeline.seq();
+        let offset = catalog.end(timeline)?;
+        Some(Position { timeline, offset })
+    });
+    ends.filter(|end| !is_on_the_way(end) && holds(end))
+        .map(|end| end.timeline)
+        .collect()
+}
+
 /// Whether a position is the end of its timeline, as far as it can be restored.
 fn is_end(catalog: &Catalog, position: Position) -> bool {
     catalog.end(position.timeline) == Some(position.offset)

@@ -8,12 +8,12 @@ use anyhow::bail;
 use super::Exit;
 use super::flags::{RestoreArguments, TtlFlag};
 use crate::archive::layout::{ArchiveId, Object, ObjectName};
-use crate::archive::moment::Way;
+use crate::archive::moment::{self, OutsideWindow, Way};
 use crate::archive::plan::{Plan, PlanError, Target, plan};
 use crate::archive::timeline::Catalog;
 use crate::clock::Clock;
 use crate::position::{Offset, Position, TimelineSeq, UnixMillis};
-use crate::restore::moment::{Found, Moments};
+use crate::restore::moment::{Found, MomentError, Moments};
 use crate::restore::ttl::Ttl;
 use crate::store::Store;
 use crate::store::catalog::Loaded;
@@ -129,6 +129,8 @@ pub struct Planned {
     pub found: Option<Found>,
     /// What was asked for.
     pub when: When,
+    /// Timelines off the way to the head that hold something of the time that was asked for, where the way does not.
+    pub elsewhere: Vec<TimelineSeq>,
 }
 
 impl Planned {
@@ -162,8 +164,11 @@ impl Planned {
                 "{position} stands for every moment from {from} to {to} (receive times; resolution {} ms)",
                 to.0.saturating_sub(from.0)
             ),
-            None => format!(
+            None if self.elsewhere.is_empty() => format!(
                 "{position} stands for every moment from {from} on: the archive has nothing later"
+            ),
+            None => format!(
+                "{position} stands for every moment from {from} on: there is nothing later on the way to it"
             ),
         });
         lines
@@ -195,6 +200,7 @@ pub async fn plan_for(
     archive: ArchiveId,
     now: UnixMillis,
 ) -> anyhow::Result<Result<Planned, PlanError>> {
+    let mut elsewhere = Vec::new();
     let (found, target) = match when {
         When::Latest => (None, Target::Latest),
         When::Timeline(seq) => (None, Target::Timeline(seq)),
@@ -210,7 +216,14 @@ pub async fn plan_for(
                 way: &way,
             };
             let found = match place {
-                Place::Time(time) => moments.at_time(time, now).await?,
+                Place::Time(time) => {
+                    let found = moments.at_time(time, now).await;
+                    if timeline.is_none() {
+                        elsewhere = off_the_way(&loaded.catalog, tip, time, &found);
+                        warn_of(&elsewhere, time);
+                    }
+                    found?
+                }
                 Place::Offset(offset) => {
                     let on_the_way = || on_the_way(&loaded.catalog, tip, offset);
                     let timeline = timeline.unwrap_or_else(on_the_way);
@@ -227,7 +240,44 @@ pub async fn plan_for(
     if let Ok(plan) = &plan {
         refuse_damaged_end(loaded, plan, found, when)?;
     }
-    Ok(plan.map(|plan| Planned { plan, found, when }))
+    Ok(plan.map(|plan| Planned {
+        plan,
+        found,
+        when,
+        elsewhere,
+    }))
+}
+
+/// Where the way to the head holds nothing of a time: the timelines that do.
+fn off_the_way(
+    catalog: &Catalog,
+    tip: Position,
+    time: UnixMillis,
+    found: &Result<Found, MomentError>,
+) -> Vec<TimelineSeq> {
+    match found {
+        Ok(found) if found.next_by.is_none() => {
+            moment::elsewhere(catalog, tip, time, Some(found.received_until))
+        }
+        Err(MomentError::Outside(OutsideWindow::Before { .. })) => {
+            moment::elsewhere(catalog, tip, time, None)
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn warn_of(elsewhere: &[TimelineSeq], time: UnixMillis) {
+    if elsewhere.is_empty() {
+        return;
+    }
+    let named: Vec<String> = elsewhere
+        .iter()
+        .map(|seq| format!("--at \"{time}@{seq}\""))
+        .collect();
+    tracing::warn!(
+        "the way to the head holds nothing of {time}, and another timeline does: {} (`perennial status` tells of them)",
+        named.join(", ")
+    );
 }
 
 /// Where the way ends on which a moment is looked for.

@@ -209,3 +209,27 @@ fn nothing_restorable_is_nothing() {
         Err(OutsideWindow::Nothing(TimelineSeq::new(1)))
     );
 }
+
+#[test]
+fn timelines_off_the_way_hold_what_it_does_not() {
+    let catalog = failed_over().catalog();
+    let off = |catalog: &Catalog, moment, later_than: Option<u64>| {
+        let tip = catalog.head().unwrap();
+        let later_than = later_than.map(UnixMillis);
+        let found = elsewhere(catalog, tip, UnixMillis(moment), later_than);
+        found.iter().map(|seq| seq.as_u32()).collect::<Vec<_>>()
+    };
+    assert_eq!(off(&catalog, 8000, Some(7000)), [1], "the old master's");
+    assert!(off(&catalog, 9500, Some(9000)).is_empty());
+    let two_roots = Sketch::default()
+        .timeline(1, 1, None, 50)
+        .snapshot(50)
+        .segment_at(51, 100, 60, 70)
+        .timeline(2, 2, None, 500)
+        .snapshot(500)
+        .segment_at(501, 600, 1000, 2000)
+        .catalog();
+    assert_eq!(off(&two_roots, 100, None), [1]);
+    assert!(off(&two_roots, 49, None).is_empty());
+    assert!(off(&two_roots, 3000, Some(2000)).is_empty());
+}
