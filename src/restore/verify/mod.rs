@@ -55,7 +55,7 @@ pub async fn verify(
 ) -> Result<Report, StoreError> {
     let mut report = Report::default();
     let mut listed = store.list("", None).await?;
-    let documents = read_documents(&*store, &listed, &mut report).await?;
+    let mut documents = read_documents(&*store, &listed, &mut report).await?;
     let catalog = documents.catalog(&listed);
     let window = Window::of(&catalog, since);
     let jobs = jobs(&catalog, &window);
@@ -65,6 +65,9 @@ pub async fn verify(
     if !gone.is_empty() {
         // Upkeep may have merged or pruned them since; what is lost for good leaves a gap.
         listed = store.list("", None).await?;
+        // Timelines that were deleted have no document any more. What is wrong with the others was said.
+        let again = &mut Report::default();
+        documents = read_documents(&*store, &listed, again).await?;
         catalog = documents.catalog(&listed);
         for name in gone {
             if listed.iter().any(|entry| entry.name == name) {

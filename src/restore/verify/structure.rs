@@ -1,6 +1,6 @@
 //! What the names and documents of an archive tell by themselves: what leads nowhere, and what is missing. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::archive::layout::{Object, timeline_prefix};
 use crate::archive::timeline::{Catalog, Timeline};
@@ -21,7 +21,7 @@ pub(super) fn findings(catalog: &Catalog, listed: &[Listed], window: &Window) ->
     let now = now.unwrap_or_default();
     foreign_names(listed, &mut findings);
     without_documents(catalog, listed, &mut findings);
-    parts(catalog, listed, now, &mut findings);
+    parts(catalog, listed, now, window, &mut findings);
     for timeline in catalog.timelines() {
         if window.holds(timeline.seq()) {
             gaps(catalog, timeline, listed, now, window, &mut findings);
@@ -109,7 +109,13 @@ fn without_documents(catalog: &Catalog, listed: &[Listed], findings: &mut Vec<Fi
 }
 
 /// Snapshots of which parts are there and that are not whole.
-fn parts(catalog: &Catalog, listed: &[Listed], now: UnixMillis, findings: &mut Vec<Finding>) {
+fn parts(
+    catalog: &Catalog,
+    listed: &[Listed],
+    now: UnixMillis,
+    window: &Window,
+    findings: &mut Vec<Finding>,
+) {
     let used: BTreeSet<&str> = catalog
         .timelines()
         .flat_map(|timeline| &timeline.snapshots)
@@ -118,7 +124,8 @@ fn parts(catalog: &Catalog, listed: &[Listed], now: UnixMillis, findings: &mut V
             before.chain([snapshot.name.as_str()])
         })
         .collect();
-    let mut said = BTreeSet::new();
+    // Each with when its newest part came.
+    let mut unfinished: BTreeMap<_, UnixMillis> = BTreeMap::new();
     for entry in listed {
         let Some(Object::SnapshotPart {
             seq, offset, at, ..
@@ -126,15 +133,17 @@ fn parts(catalog: &Catalog, listed: &[Listed], now: UnixMillis, findings: &mut V
         else {
             continue;
         };
-        let has_document = catalog.timeline(seq).is_some();
-        if used.contains(entry.name.as_str()) || !has_document || !said.insert((seq, offset, at)) {
-            continue;
+        if !used.contains(entry.name.as_str()) && window.needs_snapshot(seq, offset) {
+            let newest = unfinished.entry((seq, offset, at)).or_default();
+            *newest = entry.modified.max(*newest);
         }
+    }
+    for ((seq, offset, _), newest) in unfinished {
         let found = format!(
             "the snapshot of timeline {seq} at offset {offset} in parts is not whole: one is missing, or it was \
              never completed"
         );
-        let is_young = now.0.saturating_sub(entry.modified.0) < UNDER_WAY_MILLIS;
+        let is_young = now.0.saturating_sub(newest.0) < UNDER_WAY_MILLIS;
         findings.push(match is_young {
             true => Finding::warn(
                 "snapshot-parts",
@@ -216,6 +225,7 @@ mod tests {
     use super::*;
     use crate::archive::timeline::sketch::Sketch;
     use crate::check::Level;
+    use crate::position::Offset;
 
     /// The identifiers of what is bad, for objects that are all old.
     fn bad(sketch: Sketch) -> Vec<&'static str> {
@@ -265,6 +275,47 @@ mod tests {
             .timeline(2, 2, Some((1, 10)), 10)
             .segment(11, 20);
         assert_eq!(bad(without), ["parent", "parent", "restorable"]);
+    }
+
+    #[test]
+    fn an_unfinished_snapshot_is_as_young_as_its_newest_part() {
+        let catalog = whole().segment(1, 10).catalog();
+        let timeline = catalog.timelines().next().unwrap();
+        let entry = |part: u32, modified: u64| Listed {
+            name: Object::SnapshotPart {
+                seq: timeline.seq(),
+                id: timeline.id(),
+                offset: Offset::new(5),
+                at: UnixMillis(5),
+                part,
+                last: false,
+            }
+            .name(),
+            bytes: 1,
+            modified: UnixMillis(modified),
+        };
+        let level = |listed: &[Listed]| {
+            let window = Window::of(&catalog, None);
+            let mut found = Vec::new();
+            let now = UnixMillis(10 * UNDER_WAY_MILLIS);
+            parts(&catalog, listed, now, &window, &mut found);
+            found.first().map(|finding| finding.level)
+        };
+        let old = entry(1, 0);
+        let young = entry(2, 10 * UNDER_WAY_MILLIS);
+        assert_eq!(level(&[old.clone(), young]), Some(Level::Warn));
+        assert_eq!(level(&[old.clone(), entry(2, 1)]), Some(Level::Bad));
+        let later = whole().segment(1, 10).snapshot(8).segment(11, 20).catalog();
+        let window = Window::of(&later, Some(UnixMillis(9)));
+        let mut found = Vec::new();
+        parts(
+            &later,
+            &[old],
+            UnixMillis(UNDER_WAY_MILLIS),
+            &window,
+            &mut found,
+        );
+        assert_eq!(found.len(), 0, "not needed since then");
     }
 
     #[test]
