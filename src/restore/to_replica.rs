@@ -208,6 +208,43 @@ pub struct Seed<'a> {
     pub clock: &'a dyn Clock,
 }
 
+/// What a server was before it was taken over.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Former {
+    Master,
+    /// A replica of this host and port.
+    Replica(String, String),
+}
+
+impl Former {
+    /// Of the INFO of the takeover.
+    fn read(info: &Info) -> Self {
+        match (
+            info.text("role"),
+            info.text("master_host"),
+            info.text("master_port"),
+        ) {
+            (Some("slave"), Some(host), Some(port)) => Self::Replica(host.into(), port.into()),
+            _ => Self::Master,
+        }
+    }
+
+    /// Gives the server back as it was.
+    async fn restore(&self, control: &mut Control) -> Result<(), ControlError> {
+        match self {
+            Self::Master => control.promote().await,
+            Self::Replica(host, port) => control.replicate(host, port).await,
+        }
+    }
+}
+
+/// A server that waits for its data.
+struct Ready {
+    prepared: Prepared,
+    /// Where it was taken over.
+    former: Option<Former>,
+}
+
 impl Seed<'_> {
     /// Carries the seed out. `unchanged` tells whether the server, as it says of itself inside the takeover
     /// transaction, is still what was decided on; else what changed. `told` hears now and then how many bytes were sent,
@@ -255,23 +292,17 @@ impl Seed<'_> {
         let prepared = self
             .make_ready(control, unchanged, &before, &offering)
             .await;
-        let prepared = match prepared {
-            Ok(prepared) => prepared,
+        let ready = match prepared {
+            Ok(ready) => ready,
             Err(error) => {
                 self.seeder.serve(Serving::Undecided);
                 return Err(error);
             }
         };
-        say(&self.address, &self.plan, &prepared);
+        let prepared = &ready.prepared;
+        say(&self.address, &self.plan, prepared);
         let outcome = self
-            .wait(
-                control,
-                &mut seen,
-                &offering,
-                &prepared,
-                errors_before,
-                told,
-            )
+            .wait(control, &mut seen, &offering, &ready, errors_before, told)
             .await;
         if let Err(error) = outcome {
             if matches!(error, SeedError::Errors { .. } | SeedError::Ttl(_)) {
@@ -282,7 +313,7 @@ impl Seed<'_> {
             let asked = offering.progress.borrow().asked > 0;
             return Err(known.explain(error, asked));
         }
-        let promoted = match control.kept_alive(self.confirm(&prepared)).await {
+        let promoted = match control.kept_alive(self.confirm(prepared)).await {
             Ok(Ok(())) => control.promote().await.map_err(Into::into),
             Ok(Err(not_all)) => Err(not_all),
             Err(error) => Err(error.into()),
@@ -335,20 +366,21 @@ impl Seed<'_> {
         unchanged: impl Fn(&Info) -> Result<(), &'static str>,
         before: &Info,
         offering: &Arc<Offering>,
-    ) -> Result<Prepared, SeedError> {
+    ) -> Result<Ready, SeedError> {
         let at_once = !self.plan.may_be_rewritten()
             || self.plan.stream_bytes() <= LOOKED_THROUGH_AT_ONCE_BYTES;
         if at_once {
             self.seeder.serve(Serving::Plan(Arc::clone(offering)));
         }
-        if self.approach == Approach::TakeOver {
-            self.take_over(control, unchanged).await?;
-        }
+        let former = match self.approach {
+            Approach::TakeOver => Some(self.take_over(control, unchanged).await?),
+            Approach::Waits | Approach::Continues(..) => None,
+        };
         let prepared = match control.kept_alive(self.prepare(before)).await? {
             Ok(prepared) => prepared,
             Err(error) => {
-                if self.approach == Approach::TakeOver {
-                    control.promote().await?;
+                if let Some(former) = &former {
+                    former.restore(control).await?;
                 }
                 return Err(error.into());
             }
@@ -362,7 +394,7 @@ impl Seed<'_> {
             }
             self.seeder.serve(Serving::Plan(Arc::clone(offering)));
         }
-        Ok(prepared)
+        Ok(Ready { prepared, former })
     }
 
     async fn prepare(&self, server: &Info) -> Result<Prepared, PrepareError> {
@@ -424,30 +456,24 @@ impl Seed<'_> {
         &self,
         control: &mut Control,
         unchanged: impl Fn(&Info) -> Result<(), &'static str>,
-    ) -> Result<(), SeedError> {
+    ) -> Result<Former, SeedError> {
         if !self.seeder.is_reachable_from(control.is_local()) {
             return Err(SeedError::Unreachable);
         }
         let (host, port) = self.seeder.address_for(control.local_ip());
         let info = control.take_over(&host, port).await?;
+        let former = Former::read(&info);
         if let Err(what) = unchanged(&info) {
             // Whoever made it a replica in between meant it.
-            match (
-                info.text("role"),
-                info.text("master_host"),
-                info.text("master_port"),
-            ) {
-                (Some("slave"), Some(host), Some(port)) => control.replicate(host, port).await?,
-                _ => control.promote().await?,
-            }
+            former.restore(control).await?;
             return Err(SeedError::Changed { what });
         }
         let after = control.info().await?;
         if takes_writes(&after) {
-            control.promote().await?;
+            former.restore(control).await?;
             return Err(SeedError::Writable);
         }
-        Ok(())
+        Ok(former)
     }
 
     /// Waits until the replica acknowledged the end and the server itself says that it stands there.
@@ -456,10 +482,11 @@ impl Seed<'_> {
         control: &mut Control,
         seen: &mut watch::Receiver<SeedProgress>,
         offering: &Offering,
-        prepared: &Prepared,
+        ready: &Ready,
         errors_before: u64,
         mut told: impl FnMut(u64, u64) + Send,
     ) -> Result<(), SeedError> {
+        let Ready { prepared, former } = ready;
         let end = prepared.end;
         let mut answered = 0;
         let mut approved = false;
@@ -528,8 +555,8 @@ impl Seed<'_> {
             if !approved && let Some(error) = self.cannot_come(began, now, turned_before) {
                 // Whoever asks from here on is told to wait. Nothing was sent: it is given back as it was.
                 self.seeder.serve(Serving::Undecided);
-                if self.approach == Approach::TakeOver {
-                    control.promote().await?;
+                if let Some(former) = former {
+                    former.restore(control).await?;
                 }
                 return Err(error);
             }
