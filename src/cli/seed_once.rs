@@ -147,7 +147,7 @@ pub async fn run(
             say_filled(planned, &address, arguments.json);
             Ok(())
         }
-        Err(error) => Err(explain(error, &mut control, &address).await),
+        Err(error) => Err(explain(error, &mut control, &info, &address).await),
     }
 }
 
@@ -191,9 +191,17 @@ fn still_the_same(info: &Info, before: &Server, force: bool) -> Result<(), &'sta
 }
 
 /// The error, with how the server was left where that is not as it was.
-async fn explain(error: anyhow::Error, control: &mut Control, address: &str) -> anyhow::Error {
+async fn explain(
+    error: anyhow::Error,
+    control: &mut Control,
+    before: &Info,
+    address: &str,
+) -> anyhow::Error {
+    let master = |info: &Info| {
+        ["role", "master_host", "master_port"].map(|name| info.text(name).map(str::to_owned))
+    };
     let left_replica = match control.info().await {
-        Ok(info) => info.text("role") == Some("slave"),
+        Ok(info) => info.text("role") == Some("slave") && master(&info) != master(before),
         Err(_) => false,
     };
     if left_replica {
