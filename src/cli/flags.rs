@@ -316,6 +316,11 @@ archive. It connects to us for that: see --seed-listen where it is on another ma
 Examples:
   perennial restore --archive file:///archive --to /var/lib/redis --at 2026-11-21T14:30:00Z
   perennial restore --archive file:///archive --to redis://127.0.0.1:7000 --at \"10m ago\"")]
+// Not the address of a `run` in the same environment: that one would take an unfinished copy for its own replica.
+#[command(
+    mut_arg("seed_listen", |it| it.env("PERENNIAL_COPY_LISTEN").help(COPY_LISTEN)),
+    mut_arg("seed_announce", |it| it.env("PERENNIAL_COPY_ANNOUNCE"))
+)]
 pub struct RestoreArguments {
     /// Where the archive lies
     #[arg(
@@ -404,6 +409,9 @@ pub struct RestoreArguments {
     #[command(flatten, next_help_heading = "Where --to is a server")]
     pub seeding: SeedArguments,
 }
+
+const COPY_LISTEN: &str = "Where to play master until the server is filled; port 0 takes a free one. Never the --seed-listen of a \
+     `perennial run`, which would promote a server that is half filled";
 
 /// `--ttl`
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]

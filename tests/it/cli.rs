@@ -57,7 +57,16 @@ fn every_flag_names_its_variable() {
             if matches!(flag, "--help" | "--version") || !out.contains(&format!("\n      {flag}")) {
                 continue;
             }
-            let variable = format!("PERENNIAL_{}", flag[2..].replace('-', "_").to_uppercase());
+            // Not what `run` in the same environment listens on.
+            let name = match call {
+                "restore" => flag.replace("--seed-listen", "--copy-listen"),
+                _ => flag.to_owned(),
+            };
+            let name = match call {
+                "restore" => name.replace("--seed-announce", "--copy-announce"),
+                _ => name,
+            };
+            let variable = format!("PERENNIAL_{}", name[2..].replace('-', "_").to_uppercase());
             assert!(
                 out.contains(&variable),
                 "{call} {flag} does not name {variable}"
