@@ -495,6 +495,9 @@ fn a_moment_as_commands(kind: Kind) {
     let _perennial = Perennial::follow(&server, &archive, &QUICK);
     write_verbatim(&mut server.client(), 0);
     server.client().line("SET shared archived");
+    // More than a control connection reads, and it cannot be compressed.
+    let large = Random::new().bytes(6 << 20);
+    server.client().ok(&[b"SET".as_slice(), b"large", &large]);
     let then = pause(&server, &archive, 0);
     server.client().line("SET later 1");
     pause(&server, &archive, 0);
@@ -683,6 +686,61 @@ fn a_server_with_data_is_refused_and_forced() {
     let (code, _, err) = run_cli(&["restore", "--archive", &url, "--to", &to]);
     assert_eq!(code, 1, "{err}");
     assert!(err.contains("is a replica"), "{err}");
+    // A failure before anything was sent leaves it the replica that it was.
+    replica.client().line("CONFIG SET replica-read-only no");
+    let forced = ["restore", "--archive", &url, "--to", &to, "--force"];
+    let (code, _, err) = run_cli(&forced);
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("replica-read-only"), "{err}");
+    assert!(!err.contains("it was left a replica"), "{err}");
+    let here = replica.info("replication");
+    assert_eq!(here["role"], "slave");
+    assert_eq!(here["master_port"], port.to_string());
+}
+
+/// A signal ends a restore: neither the scratch server nor what was half written stays.
+#[test]
+fn a_stopped_restore_leaves_nothing() {
+    let Some(server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let _perennial = Perennial::follow(&server, &archive, &QUICK);
+    archive.until_durable();
+    server.client().line("SET archived 1");
+    pause(&server, &archive, 0);
+    // A server that never answers.
+    let (program, pid) = (archive.beside("server.sh"), archive.beside("pid"));
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = --version ] && echo 'Redis server v=7.0.15 sha=0' && exit\necho $$ > {0}.new\nmv \
+         {0}.new {0}\nexec sleep 600\n",
+        pid.display()
+    );
+    std::fs::write(&program, script).unwrap();
+    let runnable = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
+    std::fs::set_permissions(&program, runnable).unwrap();
+    let folder = archive.beside("stopped");
+    let restore = Command::new(env!("CARGO_BIN_EXE_perennial"))
+        .args(["restore", "--archive", &archive.url(), "--format", "rdb"])
+        .arg("--to")
+        .arg(&folder)
+        .arg("--scratch")
+        .arg(&program)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    until("the scratch server runs", DEADLINE, || pid.exists());
+    let scratch = std::fs::read_to_string(&pid).unwrap();
+    assert!(folder.exists());
+    let kill = Command::new("kill").arg(restore.id().to_string()).status();
+    assert!(kill.unwrap().success());
+    let output = restore.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("stopped by a signal"), "{said}");
+    assert!(!folder.exists(), "{said}");
+    let process = std::path::Path::new("/proc").join(scratch.trim());
+    assert!(!process.exists(), "{said}");
 }
 
 /// The nearest moments on either side, as times and offsets.
