@@ -112,7 +112,7 @@ async fn run_once(
         return Ok(());
     };
     if let When::Latest | When::Timeline(_) = when
-        && let Some(rest) = loaded.catalog.left_out(planned.plan.target.timeline)
+        && let Some(rest) = archived.catalog.left_out(planned.plan.target.timeline)
     {
         tracing::warn!("{rest}");
     }

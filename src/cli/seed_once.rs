@@ -80,7 +80,11 @@ impl Destination {
 }
 
 fn folder(to: &str) -> Result<PathBuf, Exit> {
-    if to.contains("://") {
+    // Nobody means a folder of that name.
+    let is_host = to
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.contains('/') && port.parse::<u16>().is_ok());
+    if to.contains("://") || is_host {
         return Err(Exit {
             message: format!(
                 "--to {to}: write a folder, a server as redis://host:port, rediss://host:port or unix:///path, or - for commands"
