@@ -1,7 +1,7 @@
 //! Upkeep beside the real thing: segments are merged and deleted under load, under restores and seeds, by two at once.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
@@ -145,14 +145,16 @@ fn prune(archive: &Archive, more: &[&str]) -> (i32, Value) {
     (code, json)
 }
 
-/// Gives a snapshot the name of one that was taken then.
-fn rename_to(path: &Path, taken: SystemTime) {
+/// Gives a snapshot the name of one that was taken then; its new place.
+fn rename_to(path: &Path, taken: SystemTime) -> PathBuf {
     let name = path.file_name().unwrap().to_str().unwrap();
     let (offset, rest) = name.split_once('-').unwrap();
     let behind = rest.find(|c: char| !c.is_ascii_digit()).unwrap();
     let millis = taken.duration_since(UNIX_EPOCH).unwrap().as_millis();
     let named = format!("{offset}-{millis:0behind$}{}", &rest[behind..]);
-    std::fs::rename(path, path.with_file_name(named)).unwrap();
+    let renamed = path.with_file_name(named);
+    std::fs::rename(path, &renamed).unwrap();
+    renamed
 }
 
 #[test]
@@ -171,12 +173,13 @@ fn prune_deletes_what_is_too_old_and_nothing_else() {
 
     // A second snapshot before the window as well, by its date and by its name.
     let long_ago = SystemTime::now() - Duration::from_secs(10 * 24 * 3600);
+    let mut renamed = Vec::new();
     for (name, path) in archive.objects() {
         let file = File::options().write(true).open(&path).unwrap();
         let is_old = file.metadata().unwrap().modified().unwrap() < long_ago;
         if name.contains("/snapshots/") && !is_old {
             file.set_modified(long_ago).unwrap();
-            rename_to(&path, long_ago);
+            renamed.push((rename_to(&path, long_ago), path));
         }
     }
     let before = archive.objects();
@@ -208,6 +211,10 @@ fn prune_deletes_what_is_too_old_and_nothing_else() {
     let status = archive.status();
     assert_eq!(status.snapshots(), 1, "{status:#?}");
     assert!(status.timelines[0].gaps.is_empty(), "{status:#?}");
+    // Under the name that its blocks bear.
+    for (now, before) in renamed {
+        std::fs::rename(now, before).unwrap();
+    }
     let folder = archive.restore("restored", &[]);
     let restored = server.kind().start_on(&folder).unwrap();
     assert_same(

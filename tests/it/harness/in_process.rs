@@ -155,21 +155,25 @@ impl InProcess {
         let options = options.check().unwrap();
         let (stop, stopped) = watch::channel(false);
         let (kill, mut killed) = watch::channel(false);
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .enable_all()
-                .build()
-                .unwrap();
-            let outcome = runtime.block_on(async {
-                tokio::select! {
-                    outcome = run(options, store, clock, stopped) => outcome,
-                    _ = killed.wait_for(|killed| *killed) => Ok(()),
-                }
+        // As much stack as the main thread has, which is where `run` runs in the program.
+        let thread = std::thread::Builder::new()
+            .stack_size(8 << 20)
+            .spawn(move || {
+                let runtime = tokio::runtime::Builder::new_multi_thread()
+                    .worker_threads(2)
+                    .enable_all()
+                    .build()
+                    .unwrap();
+                let outcome = runtime.block_on(async {
+                    tokio::select! {
+                        outcome = run(options, store, clock, stopped) => outcome,
+                        _ = killed.wait_for(|killed| *killed) => Ok(()),
+                    }
+                });
+                runtime.shutdown_timeout(Duration::from_secs(1));
+                outcome
             });
-            runtime.shutdown_timeout(Duration::from_secs(1));
-            outcome
-        });
+        let thread = thread.unwrap();
         Self {
             stop,
             kill,
