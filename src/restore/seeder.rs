@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::door::{Door, Turned};
-use super::source::{self, SourceError, Spelling};
+use super::source::{self, SourceError, Spelling, Unusable};
 use crate::archive::layout::ArchiveId;
 use crate::archive::plan::Plan;
 use crate::clock::Clock;
@@ -136,6 +136,8 @@ pub struct SeedProgress {
     pub all_sent: bool,
     /// The replica's last acknowledgement.
     pub acknowledged: Option<Offset>,
+    /// What of the archive cannot be used, whoever connects again.
+    pub unusable: Option<Unusable>,
     /// Why the last connection ended before its time.
     pub failed: Option<String>,
     /// How many connections did.
@@ -414,7 +416,12 @@ impl Connection {
                 continue;
             }
             if let Err(ended) = outcome {
+                let unusable = match &ended {
+                    Ended::Source(error) => error.unusable(),
+                    _ => None,
+                };
                 offering.progress.send_modify(|progress| {
+                    progress.unusable = unusable;
                     progress.failed = Some(ended.to_string());
                     progress.failures += 1;
                 });

@@ -11,7 +11,7 @@ use super::mapped::{self, PrepareError, Prepared};
 use super::refusal;
 use super::rewrite::Tally;
 use super::seeder::{Offering, SeedProgress, Seeder, Serving, TakeBack};
-use super::source::{SourceError, Spelling};
+use super::source::{SourceError, Spelling, Unusable};
 use super::ttl::{Ttl, TtlError};
 use crate::archive::document::Source;
 use crate::archive::layout::ArchiveId;
@@ -119,6 +119,10 @@ pub enum SeedError {
     /// The archive's payload cannot be read.
     #[error("the archive's snapshot cannot be read: {0}")]
     Source(#[from] SourceError),
+    /// The archive turned out to be damaged while the server was filled. What it has got is not all: it stays our
+    /// replica, which takes no writes.
+    #[error("the archive could not be read to the end while the server was filled: {0}")]
+    Unusable(Unusable),
     /// It takes writes while it is a replica.
     #[error(
         "the server has replica-read-only no: clients could write while it is seeded; set replica-read-only yes"
@@ -183,6 +187,24 @@ pub enum SeedError {
     },
 }
 
+impl SeedError {
+    /// What is wrong with the archive, where it was read before the server was sent anything.
+    pub const fn source(&self) -> Option<&SourceError> {
+        match self {
+            Self::Source(error) | Self::Prepare(PrepareError::Source(error)) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// The object over which it failed, where that is its fault alone.
+    pub fn unusable(&self) -> Option<Unusable> {
+        match self {
+            Self::Unusable(unusable) => Some(unusable.clone()),
+            other => other.source().and_then(SourceError::unusable),
+        }
+    }
+}
+
 /// What to seed with.
 #[derive(Debug)]
 pub struct Seed<'a> {
@@ -190,7 +212,7 @@ pub struct Seed<'a> {
     pub store: Arc<dyn Store>,
     /// The archive's id.
     pub archive: ArchiveId,
-    /// What the archive holds.
+    /// What the archive holds, as far as it can be used.
     pub catalog: &'a Catalog,
     /// What to send.
     pub plan: Plan,
@@ -352,7 +374,7 @@ impl Seed<'_> {
             tracing::info!(
                 "the replica cannot go on where it stands: what it misses must be rewritten"
             );
-            self.plan = plan(self.catalog, Target::Latest)?;
+            self.plan = plan(self.catalog, Target::Offset(self.plan.target))?;
             self.approach = Approach::Waits;
         }
         Ok(())
@@ -508,6 +530,9 @@ impl Seed<'_> {
                 approved |= is_it;
                 let answer = is_it.then_some(prepared.approved);
                 offering.approved.send_replace(Some((answered, answer)));
+            }
+            if let Some(unusable) = &progress.unusable {
+                return Err(SeedError::Unusable(unusable.clone()));
             }
             if let Some(reason) = &progress.failed
                 && progress.failures >= ATTEMPTS_MAX
