@@ -10,6 +10,7 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use super::glance;
 use super::observe::Observed;
 use super::pace::{Pace, Said};
 use super::progress::Progress;
@@ -107,6 +108,7 @@ pub async fn run(
         );
         beside(upkeep, every, Arc::clone(&observed), Arc::clone(&clock))
     });
+    let _glances = glance::beside(Arc::clone(&store), Arc::clone(&observed));
     let shutdown_timeout = options.shutdown_timeout;
     let mut runner = Runner {
         options,

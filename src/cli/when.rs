@@ -346,7 +346,42 @@ fn is_before(when: When, name: &ObjectName) -> bool {
 mod tests {
     use super::*;
 
+    use crate::archive::timeline::sketch::Sketch;
+
     const NOW: UnixMillis = UnixMillis(1_700_000_000_123);
+
+    /// Whichever timeline's end was named, what lies before a fork lies on an ancestor.
+    #[test]
+    fn an_offset_lies_on_the_way_to_the_timeline_that_was_named() {
+        let catalog = Sketch::default()
+            .timeline(1, 1, None, 10)
+            .snapshot(10)
+            .segment(11, 100)
+            .timeline(2, 2, Some((1, 80)), 80)
+            .segment(81, 130)
+            .timeline(3, 3, Some((1, 100)), 100)
+            .segment(101, 140)
+            .catalog();
+        let on = |tip: u32, end, offset| {
+            let tip = Position {
+                timeline: TimelineSeq::new(tip),
+                offset: Offset::new(end),
+            };
+            let timeline = on_the_way(&catalog, tip, Offset::new(offset));
+            let position = Position {
+                timeline,
+                offset: Offset::new(offset),
+            };
+            let is_found = Way::new(&catalog, tip).at_offset(position).is_ok();
+            (timeline.as_u32(), is_found)
+        };
+        assert_eq!(on(2, 130, 120), (2, true));
+        assert_eq!(on(2, 130, 80), (2, true));
+        assert_eq!(on(2, 130, 79), (1, true));
+        assert_eq!(on(3, 140, 99), (1, true), "of another branch");
+        assert_eq!(on(2, 130, 131), (2, false), "behind its end");
+        assert_eq!(on(2, 130, 9), (1, false), "before everything");
+    }
 
     #[test]
     fn moments_are_read_as_written() {
