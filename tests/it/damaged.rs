@@ -2,17 +2,25 @@
 //! where none do, nothing is restored.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
+use bytes::Bytes;
+use perennial::archive::layout::ObjectName;
+use perennial::clock::SystemClock;
+use perennial::store::fs::FsStore;
+use perennial::store::{Created, Listed, Store, StoreError, Upload};
 use serde_json::Value;
 
 use crate::harness::archive::{objects_in, url_of};
 use crate::harness::random::Random;
 use crate::harness::workload::write_everything;
 use crate::harness::{
-    Archive, DEADLINE, Digest, Kind, Perennial, REDIS_7_0, Server, assert_same, holds_for, run_cli,
-    until,
+    Archive, DEADLINE, Digest, InProcess, Kind, Perennial, REDIS_7_0, Server, assert_same,
+    holds_for, run_cli, until,
 };
 use crate::on_every_server;
 
@@ -53,7 +61,11 @@ impl Stored {
         // More than one block, and than one read.
         for number in 0..6 {
             let bytes = Random::fixed(number).bytes(1024 * 1024);
-            client.ok(&[b"SET".as_slice(), format!("large:{number}").as_bytes(), &bytes]);
+            client.ok(&[
+                b"SET".as_slice(),
+                format!("large:{number}").as_bytes(),
+                &bytes,
+            ]);
         }
         let mut perennial = Perennial::follow(&server, &archive, KEEPING);
         write_until_merged(&server, &archive, 0);
@@ -152,9 +164,9 @@ impl Damaged {
 /// One warning names the object, what is used instead, and what tells more.
 #[track_caller]
 fn assert_said(log: &str, name: &str) {
-    let said = log
-        .lines()
-        .any(|line| line.contains("WARN") && line.contains(name) && line.contains("perennial verify"));
+    let said = log.lines().any(|line| {
+        line.contains("WARN") && line.contains(name) && line.contains("perennial verify")
+    });
     assert!(said, "{name}: {log}");
 }
 
@@ -309,6 +321,85 @@ fn a_seed_waits_until_an_object_without_which_nothing_leads_there_is_put_right()
     server.until_master_with_data();
     assert_same(&stored.digest, &Digest::of(&server.address()));
     perennial.assert_healthy();
+}
+
+/// A folder in which an object goes away as soon as a later part of it is read: pruned, or lost.
+#[derive(Debug)]
+struct Vanishing {
+    inner: FsStore,
+    path: PathBuf,
+    name: ObjectName,
+}
+
+#[async_trait]
+impl Store for Vanishing {
+    async fn create(&self, name: &ObjectName, body: Vec<Bytes>) -> Result<Created, StoreError> {
+        self.inner.create(name, body).await
+    }
+
+    async fn begin_upload(&self, name: &ObjectName) -> Result<Box<dyn Upload>, StoreError> {
+        self.inner.begin_upload(name).await
+    }
+
+    async fn read(
+        &self,
+        name: &ObjectName,
+        range: Option<Range<u64>>,
+    ) -> Result<Bytes, StoreError> {
+        let is_later = range
+            .as_ref()
+            .is_some_and(|range| range.start > 1024 * 1024);
+        let is_end = range
+            .as_ref()
+            .is_some_and(|range| range.end - range.start <= 256 * 1024);
+        if *name == self.name && is_later && !is_end {
+            let _ = fs::remove_file(&self.path);
+        }
+        self.inner.read(name, range).await
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        start_after: Option<&str>,
+    ) -> Result<Vec<Listed>, StoreError> {
+        self.inner.list(prefix, start_after).await
+    }
+
+    async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
+        self.inner.delete(name).await
+    }
+
+    async fn prepare(&self) -> Result<(), StoreError> {
+        self.inner.prepare().await
+    }
+
+    fn address(&self) -> String {
+        self.inner.address()
+    }
+}
+
+#[test]
+fn a_seed_begins_anew_when_its_snapshot_goes_away_meanwhile() {
+    let Some(stored) = Stored::of(REDIS_7_0) else {
+        return;
+    };
+    let copy = stored.copy("vanishing");
+    let path = copy.path(&stored.newer);
+    let store = Vanishing {
+        inner: FsStore::new(copy.folder.clone()),
+        path: path.clone(),
+        name: ObjectName::new(&stored.newer).unwrap(),
+    };
+    let server = REDIS_7_0.start(&[]).unwrap();
+    let clock = Arc::new(SystemClock::new());
+    let running = InProcess::follow_into(&server.url(), &copy.url, Arc::new(store), clock);
+    server.until_master_with_data();
+    assert!(!path.exists(), "it was read");
+    assert_same(&stored.digest, &Digest::of(&server.address()));
+    server.client().line("SET behind 1");
+    server.client().wait_until_stored(DEADLINE);
+    running.stop().unwrap();
 }
 
 /// A merged segment at the very end of a timeline is damaged: what it was made of is all there, so nothing is lost.
