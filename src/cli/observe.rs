@@ -497,7 +497,7 @@ mod tests {
             observed.readiness(&seen).0,
             "the link may be broken and the store away"
         );
-        seen.suspect = Some(crate::position::TimelineSeq::new(3));
+        seen.suspect = Some(TimelineSeq::new(3));
         let (ready, why) = observed.readiness(&seen);
         assert!(!ready && why.contains("perennial accept 3"), "{why}");
     }

@@ -407,6 +407,7 @@ impl Seed<'_> {
                 return Err(error.into());
             }
         };
+        self.seeder.gives(prepared.approved.id);
         if !at_once {
             let now = control.info().await?;
             if now.text("run_id") != before.text("run_id") || now.text("role") != Some("slave") {
@@ -524,7 +525,7 @@ impl Seed<'_> {
                 );
             }
             if progress.question != answered {
-                let bears = self.still_the_same(control, prepared).await?;
+                let bears = self.still_the_same(control).await?;
                 answered = progress.question;
                 let is_it = progress.named.is_none_or(|named| named == bears);
                 approved |= is_it;
@@ -596,11 +597,7 @@ impl Seed<'_> {
     /// An answer on the control connection, after somebody asked for data, comes from the process that was decided on:
     /// it lives, so whoever asked under its port is not another one in its place. Tells the replication id it bears:
     /// who asks to continue another one's history is somebody else, on another machine for example.
-    async fn still_the_same(
-        &self,
-        control: &mut Control,
-        prepared: &Prepared,
-    ) -> Result<ReplicationId, SeedError> {
+    async fn still_the_same(&self, control: &mut Control) -> Result<ReplicationId, SeedError> {
         let info = control.info().await?;
         if takes_writes(&info) {
             return Err(SeedError::Writable);
@@ -615,7 +612,7 @@ impl Seed<'_> {
         let bears = info.text("master_replid").and_then(|id| id.parse().ok());
         // Whoever becomes a master takes a new id.
         bears
-            .filter(|id| [self.held, prepared.approved.id].contains(id))
+            .filter(|id| *id == self.held || self.seeder.has_given(*id))
             .ok_or_else(|| rejected("it was made a master, and a replica again, in between"))
     }
 

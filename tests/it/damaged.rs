@@ -73,7 +73,7 @@ impl Stored {
         let arguments = ["snapshot", "--redis", &server.url(), "--archive", &url];
         let (code, out, err) = run_cli(&arguments);
         assert_eq!(code, 0, "{out}{err}");
-        write_until_merged(&server, &archive, 10);
+        write_until_merged(&server, &archive, 1);
         client.wait_until_stored(DEADLINE);
         perennial.kill();
         let names = archive.objects().into_iter().map(|(name, _)| name);
@@ -93,18 +93,20 @@ impl Stored {
     }
 }
 
-/// Writes until there is another merged segment.
-fn write_until_merged(server: &Server, archive: &Archive, mut round: u64) {
+/// Writes everything, and then a little until there is another merged segment.
+fn write_until_merged(server: &Server, archive: &Archive, round: u64) {
     let merged = || {
         let names = archive.objects().into_iter().map(|(name, _)| name);
         names.filter(|name| name.contains("/merged/")).max()
     };
     let before = merged();
     let mut client = server.client();
+    write_everything(&mut client, round);
+    let mut writes = 0;
     until("another segment is merged", DEADLINE, || {
-        write_everything(&mut client, round);
+        writes += 1;
+        client.line(&format!("SET written:{round} {writes}"));
         client.wait_until_stored(DEADLINE);
-        round += 1;
         merged() > before
     });
 }
