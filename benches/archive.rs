@@ -231,7 +231,7 @@ fn verifying(criterion: &mut Criterion) {
     group.throughput(Throughput::Bytes(raw_bytes));
     group.bench_function("verify", |bench| {
         bench.iter(|| {
-            let work = verify(Arc::clone(&store), None, |_, _| ());
+            let work = verify(Arc::clone(&store), None, UnixMillis(0), |_, _| ());
             let report = runtime.block_on(work).expect("memory");
             assert!(report.findings.is_empty(), "{:?}", report.findings);
         });

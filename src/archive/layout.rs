@@ -5,6 +5,7 @@
 //! names as bytes is the order of what they name.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -48,8 +49,10 @@ pub const PROBE: &str = ".perennial-probe";
 
 /// A name inside an archive: parts of letters, digits, `.`, `_` and `-`, joined by `/`. No part is empty or
 /// begins with a dot, so a name never leaves its folder and never hides.
+///
+/// Clones share the text: an archive has hundreds of thousands of names, and each is in several plans.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ObjectName(String);
+pub struct ObjectName(Arc<str>);
 
 /// The text is not the name of an object.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -89,18 +92,18 @@ impl ObjectName {
                 return Err(wrong("only letters, digits, '.', '_', '-' and '/' may be"));
             }
         }
-        Ok(Self(name.to_owned()))
+        Ok(Self(name.into()))
     }
 
     /// The probe that `prepare` and `check` create and delete. It begins with a dot, so no list of an archive shows
     /// it, and no object of an archive can have its name.
     pub fn probe() -> Self {
-        Self(PROBE.to_owned())
+        Self(PROBE.into())
     }
 
     /// Whether it is [`Self::probe`].
     pub fn is_probe(&self) -> bool {
-        self.0 == PROBE
+        &*self.0 == PROBE
     }
 
     /// The name as stores spell it.
@@ -280,7 +283,11 @@ impl Object {
     /// Numbers beyond the digits of a name (timeline 100 000 000 and later) widen it, and [`Object::parse`]
     /// does not know the result; times are taken down to [`UNIX_MILLIS_MAX`].
     pub fn name(&self) -> ObjectName {
-        ObjectName(match self {
+        ObjectName(self.text().into())
+    }
+
+    fn text(&self) -> String {
+        match self {
             Self::Archive => ARCHIVE.to_owned(),
             Self::Timeline { seq, id } => timeline_prefix(*seq, id) + TIMELINE,
             Self::Accepted {
@@ -335,7 +342,7 @@ impl Object {
                 span.first_at.min(UNIX_MILLIS_MAX).0,
                 span.last_at.min(UNIX_MILLIS_MAX).0,
             ),
-        })
+        }
     }
 
     /// What `name` names, or `None` for a name that is not made here: readers pass over such objects.
@@ -349,7 +356,7 @@ impl Object {
             Self::parse_in_timeline(name.strip_prefix(TIMELINES)?)?
         };
         // One object, one name: what differs in case or in a sign is not ours.
-        (object.name().as_str() == name).then_some(object)
+        (object.text() == name).then_some(object)
     }
 
     fn parse_in_timeline(name: &str) -> Option<Self> {

@@ -156,6 +156,11 @@ impl Way {
         &self.stretches
     }
 
+    /// Whether bytes are stored behind its end that nothing leads to.
+    pub const fn is_broken_off(&self) -> bool {
+        self.is_broken_off
+    }
+
     /// From the first restorable moment to the last, gaps between them aside.
     pub fn window(&self) -> Option<(Moment, Moment)> {
         let first = self.stretches.first()?;

@@ -4,6 +4,7 @@ pub mod accept;
 pub mod check;
 pub mod file;
 pub mod flags;
+mod glance;
 mod heap;
 pub mod inspect;
 pub mod ls;

@@ -11,7 +11,7 @@ use crate::clock::Clock;
 use crate::follow::{Report, Seen};
 use crate::http::{Page, Pages};
 use crate::metrics::{Metrics, Values};
-use crate::position::{Offset, UnixMillis};
+use crate::position::{Offset, ReplicationId, TimelineSeq, UnixMillis};
 use crate::store::StoreErrorKind;
 use crate::store::measured::{Observation, Observer, Operation};
 use crate::upkeep;
@@ -73,6 +73,31 @@ impl Archived {
     }
 }
 
+/// A timeline, as far as it belongs to a history.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Step {
+    /// Its number.
+    pub timeline: TimelineSeq,
+    /// Its replication id.
+    pub id: ReplicationId,
+    /// The last of its offsets that counts.
+    pub upto: Offset,
+}
+
+/// The timelines that hold snapshots of the head's history. An ancestor without any gets none any more.
+fn snapshots_of_head(catalog: &Catalog) -> Vec<Step> {
+    let history = catalog.head().map(|head| catalog.lineage(head));
+    let steps = history.unwrap_or_default().into_iter().map(|step| {
+        let timeline = catalog.timeline(step.timeline)?;
+        (!timeline.snapshots.is_empty()).then(|| Step {
+            timeline: step.timeline,
+            id: timeline.id(),
+            upto: step.offset,
+        })
+    });
+    steps.flatten().collect()
+}
+
 /// A running Perennial, for whoever looks.
 #[derive(Debug)]
 pub struct Observed {
@@ -81,6 +106,10 @@ pub struct Observed {
     report: OnceLock<Arc<Report>>,
     standing: Mutex<Standing>,
     archived: Mutex<Option<Archived>>,
+    /// Where the snapshots of the head's history lay at the last look at the archive.
+    way: Mutex<Vec<Step>>,
+    /// Somebody has read the metrics.
+    read: AtomicBool,
     seeds_done: AtomicU64,
     seeds_failed: AtomicU64,
     /// Objects created.
@@ -115,6 +144,8 @@ impl Observed {
             report: OnceLock::new(),
             standing: Mutex::new(Standing::NotReady("starting".into())),
             archived: Mutex::new(None),
+            way: Mutex::default(),
+            read: AtomicBool::new(false),
             seeds_done: AtomicU64::new(0),
             seeds_failed: AtomicU64::new(0),
             created: AtomicU64::new(0),
@@ -170,6 +201,30 @@ impl Observed {
     /// The archive was read.
     pub fn archive_read(&self, catalog: &Catalog) {
         *held(&self.archived) = Some(Archived::of(catalog, self.seen().gaps));
+        *held(&self.way) = snapshots_of_head(catalog);
+    }
+
+    /// Where the snapshots of the head's history lie; in the timeline that is written to there may be new ones.
+    pub fn way(&self) -> Vec<Step> {
+        let seen = self.seen();
+        let mut way = held(&self.way).clone();
+        if let Some((timeline, id)) = seen.timeline.filter(|_| seen.suspect.is_none()) {
+            way.retain(|step| step.timeline != timeline);
+            way.push(Step {
+                timeline,
+                id,
+                upto: Offset::new(u64::MAX),
+            });
+        }
+        way
+    }
+
+    /// When the snapshots were taken that are there now.
+    pub fn snapshots_listed(&self, times: &[UnixMillis]) {
+        if let Some(archived) = &mut *held(&self.archived) {
+            archived.oldest_snapshot = times.iter().min().copied();
+            archived.newest_snapshot = times.iter().max().copied();
+        }
     }
 
     fn seen(&self) -> Seen {
@@ -278,7 +333,13 @@ impl Observed {
         }
     }
 
+    /// Whether somebody has read the metrics since this was asked last.
+    pub fn was_read(&self) -> bool {
+        self.read.swap(false, Ordering::Relaxed)
+    }
+
     fn metrics_page(&self) -> Page {
+        self.read.store(true, Ordering::Relaxed);
         let (ok, body) = match self.metrics.text(&self.values()) {
             Ok(text) => (true, text),
             Err(error) => (false, format!("{error}\n")),
@@ -436,7 +497,7 @@ mod tests {
             observed.readiness(&seen).0,
             "the link may be broken and the store away"
         );
-        seen.suspect = Some(crate::position::TimelineSeq::new(3));
+        seen.suspect = Some(TimelineSeq::new(3));
         let (ready, why) = observed.readiness(&seen);
         assert!(!ready && why.contains("perennial accept 3"), "{why}");
     }

@@ -19,9 +19,9 @@ use crate::archive::plan::PlanError;
 use crate::archive::timeline::Catalog;
 use crate::clock::Clock;
 use crate::position::UnixMillis;
-use crate::restore::mapped::PrepareError;
+use crate::restore::around::{self, Around};
 use crate::restore::moment::MomentError;
-use crate::restore::source::SourceError;
+use crate::restore::source::{SourceError, Unusable};
 use crate::restore::to_commands::ToCommandsError;
 use crate::restore::to_dir::ToDirError;
 use crate::restore::to_dump::ToDumpError;
@@ -29,11 +29,8 @@ use crate::restore::to_replica::SeedError;
 use crate::restore::ttl::Ttl;
 use crate::restore::{source, to_dir};
 use crate::shell::quoted;
-use crate::store::catalog::{self, CatalogError};
+use crate::store::catalog::{self, CatalogError, Loaded};
 use crate::store::{Store, StoreErrorKind};
-
-/// So often a restore is planned again because something of its plan is gone.
-const PLANNED_AGAIN_MAX: u32 = 3;
 
 /// Restores.
 ///
@@ -43,54 +40,114 @@ pub async fn run(arguments: RestoreArguments, clock: Arc<dyn Clock>) -> anyhow::
     // Once for all tries: "10m ago" stays the same moment.
     let now = clock.unix();
     let mut stop = stop_on_signals()?;
-    for _ in 0..PLANNED_AGAIN_MAX {
-        match run_once(&arguments, now, Arc::clone(&clock), &mut stop).await {
-            Err(error) if is_gone(&error) => {
-                tracing::warn!("{error:#}; upkeep has deleted it: planning again");
-            }
-            restored => return restored,
+    let mut tries = Tries::default();
+    loop {
+        match run_once(&arguments, now, Arc::clone(&clock), &mut stop, &mut tries).await {
+            Err(error) => tries.go_on_after(error)?,
+            Ok(()) => return Ok(()),
         }
     }
-    run_once(&arguments, now, clock, &mut stop).await
 }
 
-/// Whether an object of the plan is gone, and nothing was restored yet. Segments are found again by themselves; a
-/// snapshot is not.
-fn is_gone(error: &anyhow::Error) -> bool {
-    source_of(error).is_some_and(SourceError::is_gone)
+/// What earlier tries of a restore have found out.
+#[derive(Default)]
+struct Tries {
+    around: Around,
+    /// What was planned: later tries restore the very same moment.
+    planned: Option<Planned>,
+    /// Why the last one failed, and over what.
+    failed: Option<(anyhow::Error, Unusable)>,
+}
+
+impl Tries {
+    /// Another try may do where a single object is at fault and nothing was restored yet.
+    fn go_on_after(&mut self, error: anyhow::Error) -> anyhow::Result<()> {
+        match unusable(&error) {
+            Some(unusable) if self.around.pass_over(&unusable.name) => {
+                self.failed = Some((error, unusable));
+                Ok(())
+            }
+            _ => Err(error),
+        }
+    }
+
+    /// Plans, or plans again.
+    async fn plan(
+        &mut self,
+        when: When,
+        loaded: &mut Loaded,
+        store: &Arc<dyn Store>,
+        archive: ArchiveId,
+        now: UnixMillis,
+    ) -> anyhow::Result<Result<Planned, PlanError>> {
+        let Some((error, unusable)) = self.failed.take() else {
+            return plan_for(when, loaded, store, archive, now).await;
+        };
+        let planned = match self.planned.take() {
+            Some(planned) => self.again(planned, &loaded.catalog),
+            None => {
+                self.looked_up_again(when, loaded, store, archive, now)
+                    .await?
+            }
+        };
+        let Some(planned) = planned else {
+            return Err(error);
+        };
+        tracing::warn!("{}", around::said(&unusable, &planned.plan));
+        loaded.catalog = self.around.rest(&loaded.catalog).into_owned();
+        Ok(Ok(planned))
+    }
+
+    /// The same moment from other objects, where they lead to it.
+    fn again(&self, planned: Planned, catalog: &Catalog) -> Option<Planned> {
+        let plan = self.around.plan(catalog, planned.plan.target, None).ok()?;
+        Some(Planned { plan, ..planned })
+    }
+
+    /// Where not even the moment was found: in what other objects say of it.
+    async fn looked_up_again(
+        &self,
+        when: When,
+        loaded: &mut Loaded,
+        store: &Arc<dyn Store>,
+        archive: ArchiveId,
+        now: UnixMillis,
+    ) -> anyhow::Result<Option<Planned>> {
+        let Some(rest) = self.around.rest_of_all_moments(&loaded.catalog) else {
+            return Ok(None);
+        };
+        loaded.catalog = rest;
+        Ok(plan_for(when, loaded, store, archive, now).await?.ok())
+    }
+}
+
+/// The object over which a restore failed, where that is its fault alone.
+fn unusable(error: &anyhow::Error) -> Option<Unusable> {
+    if let Some(SeedError::Unusable(unusable)) = seed_of(error) {
+        return Some(unusable.clone());
+    }
+    source_of(error).and_then(SourceError::unusable)
+}
+
+fn seed_of(error: &anyhow::Error) -> Option<&SeedError> {
+    if let Some(ToCommandsError::Dump(ToDumpError::Seed(error))) = error.downcast_ref() {
+        return Some(error);
+    }
+    if let Some(ToDumpError::Seed(error)) = error.downcast_ref() {
+        return Some(error);
+    }
+    error.downcast_ref()
 }
 
 fn source_of(error: &anyhow::Error) -> Option<&SourceError> {
-    if let Some(ToCommandsError::Dump(error)) = error.downcast_ref() {
-        return of_dump(error);
+    if let Some(error) = seed_of(error) {
+        return error.source();
     }
     if let Some(MomentError::Source(error)) = error.downcast_ref() {
         return Some(error);
     }
-    let dump = error.downcast_ref().and_then(of_dump);
-    let seed = error.downcast_ref().and_then(of_seed);
-    let folder = error.downcast_ref().and_then(of_folder);
-    dump.or(seed).or(folder)
-}
-
-fn of_dump(error: &ToDumpError) -> Option<&SourceError> {
-    match error {
-        ToDumpError::Seed(error) => of_seed(error),
-        ToDumpError::Folder(error) => of_folder(error),
-        _ => None,
-    }
-}
-
-fn of_seed(error: &SeedError) -> Option<&SourceError> {
-    match error {
-        SeedError::Source(error) | SeedError::Prepare(PrepareError::Source(error)) => Some(error),
-        _ => None,
-    }
-}
-
-fn of_folder(error: &ToDirError) -> Option<&SourceError> {
-    match error {
-        ToDirError::Source(error) => Some(error),
+    match error.downcast_ref() {
+        Some(ToDirError::Source(error)) => Some(error),
         _ => None,
     }
 }
@@ -100,12 +157,13 @@ async fn run_once(
     now: UnixMillis,
     clock: Arc<dyn Clock>,
     stop: &mut watch::Receiver<bool>,
+    tries: &mut Tries,
 ) -> anyhow::Result<()> {
     let when = When::read(&arguments.at, now)?;
     let to = Destination::read(arguments)?;
     let store = open_store(&arguments.archive)?;
     let prepared = tokio::select! {
-        prepared = prepare(arguments, when, store, now) => prepared?,
+        prepared = prepare(arguments, when, store, now, tries) => prepared?,
         () = stopped(stop) => bail!("stopped by a signal"),
     };
     let Some((archived, planned)) = prepared else {
@@ -131,7 +189,8 @@ async fn run_once(
             restore_folder(archived, &planned, &folder, arguments, clock, stop).await
         }
         Destination::Server(server) => {
-            seed_once::run(archived, &planned, *server, arguments, clock, stop).await
+            let around = &mut tries.around;
+            seed_once::run(archived, planned, *server, arguments, clock, stop, around).await
         }
         Destination::Commands => {
             through_scratch::commands(archived, &planned, arguments, clock, stop).await
@@ -145,6 +204,7 @@ async fn prepare(
     when: When,
     store: Arc<dyn Store>,
     now: UnixMillis,
+    tries: &mut Tries,
 ) -> anyhow::Result<Option<(Archived, Planned)>> {
     let nothing = |message| nothing(arguments, message).map(|()| None);
     let mut loaded = match catalog::load(&*store, &[]).await {
@@ -154,13 +214,14 @@ async fn prepare(
     };
     let archive = loaded.catalog.archive().map(|document| document.archive);
     let archive = archive.ok_or_else(|| anyhow::anyhow!("archive.json is missing"))?;
-    let planned = match plan_for(when, &mut loaded, &store, archive, now).await? {
+    let planned = match tries.plan(when, &mut loaded, &store, archive, now).await? {
         Ok(planned) => planned,
         Err(error @ (PlanError::Empty | PlanError::OnlySuspects)) => {
             return nothing(format!("{}: {error}", store.address()));
         }
         Err(error) => return Err(error.into()),
     };
+    tries.planned = Some(planned.clone());
     let archived = Archived {
         store,
         archive,
@@ -296,7 +357,9 @@ pub(super) fn is_missing(error: &CatalogError) -> bool {
         // `run` makes a folder at its first start, but no bucket: a missing one is a wrong address, and whoever starts
         // a server after `--if-archive-exists` must not take it for a first start.
         CatalogError::Store(error) => {
-            error.kind == StoreErrorKind::NotFound && error.address.starts_with("file://")
+            error.kind == StoreErrorKind::NotFound
+                && !error.is_about_missing_object()
+                && error.address.starts_with("file://")
         }
         CatalogError::Document { .. }
         | CatalogError::Beheaded { .. }

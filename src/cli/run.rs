@@ -10,19 +10,21 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use super::glance;
 use super::observe::Observed;
 use super::pace::{Pace, Said};
 use super::progress::Progress;
 use super::prune::beside;
 use crate::archive::layout::ArchiveDocument;
-use crate::archive::plan::{Target, continuation, plan};
+use crate::archive::plan::{Plan, PlanError, Target, plan};
 use crate::archive::timeline::Catalog;
 use crate::clock::Clock;
 use crate::config::RunOptions;
 use crate::decide::{Action, Follow, Look, Policy, Refusal, Role, Server, before_sync, look};
 use crate::follow::{FollowEnd, Follower, backoff, jittered};
 use crate::http;
-use crate::position::Ticks;
+use crate::position::{Position, Ticks};
+use crate::restore::around::{self, Around};
 use crate::restore::mapped::PrepareError;
 use crate::restore::seeder::{Seeder, SeederOptions};
 use crate::restore::to_replica::{Approach, Purpose, Seed, SeedError};
@@ -106,6 +108,7 @@ pub async fn run(
         );
         beside(upkeep, every, Arc::clone(&observed), Arc::clone(&clock))
     });
+    let _glances = glance::beside(Arc::clone(&store), Arc::clone(&observed));
     let shutdown_timeout = options.shutdown_timeout;
     let mut runner = Runner {
         options,
@@ -117,6 +120,7 @@ pub async fn run(
         observed,
         seeds_failed: 0,
         damaged: Default::default(),
+        around: Around::default(),
         kept: Kept::default(),
         recent: None,
     };
@@ -290,6 +294,8 @@ struct Runner {
     seeds_failed: u32,
     /// What is damaged in the archive, and how many looks in a row have found just this.
     damaged: (Vec<String>, u32),
+    /// Objects that no seed uses.
+    around: Around,
     /// What was listed of the archive.
     kept: Kept,
     /// What was decided of a server that cannot be followed at the moment.
@@ -476,8 +482,12 @@ impl Runner {
         let (said, times) = &mut self.damaged;
         *times = if *said == damaged { *times + 1 } else { 1 };
         if times.is_power_of_two() {
-            for damaged in &damaged {
-                tracing::error!("{damaged}; asking the server for what it held");
+            for damaged in loaded.all_damaged() {
+                if damaged.is_covered {
+                    tracing::warn!("{damaged}");
+                } else {
+                    tracing::error!("{damaged}; asking the server for what it held");
+                }
             }
         }
         *said = damaged;
@@ -601,13 +611,7 @@ impl Runner {
         control: &mut Control,
         approach: Approach,
     ) -> anyhow::Result<Round> {
-        let planned = match approach {
-            Approach::Continues(position, _) => {
-                continuation(&loaded.catalog, position, Target::Latest)
-            }
-            Approach::TakeOver | Approach::Waits => plan(&loaded.catalog, Target::Latest),
-        };
-        let planned = match planned {
+        let (planned, approach) = match self.plan_head(&loaded.catalog, approach) {
             Ok(planned) => planned,
             Err(error) => {
                 return Ok(Round::Later(Said::slow(format!(
@@ -642,10 +646,12 @@ impl Runner {
                 info,
             )
         };
+        let target = planned.target;
+        let usable = self.around.rest(&loaded.catalog);
         let seed = Seed {
             store: Arc::clone(&self.store),
             archive: self.archive.archive,
-            catalog: &loaded.catalog,
+            catalog: &usable,
             plan: planned,
             address: self.options.redis.to_string(),
             held: server.id,
@@ -688,9 +694,49 @@ impl Runner {
                 self.seeds_failed += 1;
                 self.observed.seeded(false);
                 self.observed.not_ready(format!("seed failed: {error}"));
+                if self.goes_around(&error, &loaded.catalog, target, approach) {
+                    return Ok(Round::Again);
+                }
                 Ok(Round::AfterSeed(error))
             }
         }
+    }
+
+    /// Plans a seed of the head, around what is known to be damaged. Where nothing else leads there, that is tried once
+    /// more: somebody may have put it right.
+    fn plan_head(
+        &mut self,
+        catalog: &Catalog,
+        approach: Approach,
+    ) -> Result<(Plan, Approach), PlanError> {
+        let target = plan(catalog, Target::Latest)?.target;
+        if let Ok(planned) = plan_around(&self.around, catalog, target, approach) {
+            return Ok(planned);
+        }
+        self.around = Around::default();
+        plan_around(&self.around, catalog, target, approach)
+    }
+
+    /// Whether a seed that failed over a damaged object is begun anew at once, from others that lead to the same
+    /// position. The server is looked at again first.
+    fn goes_around(
+        &mut self,
+        error: &SeedError,
+        catalog: &Catalog,
+        target: Position,
+        approach: Approach,
+    ) -> bool {
+        let Some(unusable) = error.unusable() else {
+            return false;
+        };
+        if !self.around.pass_over(&unusable.name) {
+            return false;
+        }
+        let Ok((planned, _)) = plan_around(&self.around, catalog, target, approach) else {
+            return false;
+        };
+        tracing::warn!("{}", around::said(&unusable, &planned));
+        true
     }
 
     /// After being told to stop: waits for what is on its way.
@@ -729,6 +775,23 @@ impl Runner {
                 .map(|why| format!("; {why}"))
                 .unwrap_or_default()
         )
+    }
+}
+
+/// Plans a seed, and how the server comes to it: a replica that lacks what cannot be read is filled anew, where a later
+/// snapshot leads on. What it holds is an older state of that.
+fn plan_around(
+    around: &Around,
+    catalog: &Catalog,
+    target: Position,
+    approach: Approach,
+) -> Result<(Plan, Approach), PlanError> {
+    let Approach::Continues(from, _) = approach else {
+        return Ok((around.plan(catalog, target, None)?, approach));
+    };
+    match around.plan(catalog, target, Some(from)) {
+        Err(_) if !around.is_empty() => Ok((around.plan(catalog, target, None)?, Approach::Waits)),
+        continued => Ok((continued?, approach)),
     }
 }
 

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -13,10 +13,13 @@ use super::progress::Progress;
 use super::restore::Archived;
 use super::when::{Planned, ttl};
 use super::{Exit, say, stopped};
+use crate::archive::plan::Plan;
 use crate::clock::Clock;
 use crate::config;
 use crate::decide::{Role, Server};
+use crate::restore::around::{self, Around};
 use crate::restore::seeder::{Seeder, SeederOptions};
+use crate::restore::source::Unusable;
 use crate::restore::to_replica::{Approach, Purpose, Seed};
 use crate::server::control::Control;
 use crate::server::info::Info;
@@ -95,17 +98,18 @@ fn folder(to: &str) -> Result<PathBuf, Exit> {
     Ok(to.into())
 }
 
-/// Fills the server.
+/// Fills the server; from other objects where some turn out to be damaged.
 ///
 /// # Errors
 /// Why it was not filled, and how it was left.
 pub async fn run(
     archived: Archived,
-    planned: &Planned,
+    mut planned: Planned,
     target: Target,
     arguments: &RestoreArguments,
     clock: Arc<dyn Clock>,
     stop: &mut watch::Receiver<bool>,
+    around: &mut Around,
 ) -> anyhow::Result<()> {
     let address = target.address.to_string();
     let mut control = Control::connect(&target.address).await?;
@@ -114,45 +118,91 @@ pub async fn run(
         .await
         .with_context(|| format!("listen on --seed-listen {listen}"))?;
     let info = control.info().await?;
-    let before = facts(&info)?;
+    let mut before = facts(&info)?;
     if info.is_loading() {
         bail!("{address} is loading its data: wait until it has");
     }
     if !arguments.force {
         refuse_data(&address, &before)?;
     }
-    let unchanged = |info: &Info| still_the_same(info, &before, arguments.force);
-    let seed = Seed {
-        store: archived.store,
-        archive: archived.archive,
-        catalog: &archived.catalog,
-        plan: planned.plan.clone(),
-        address: address.clone(),
-        held: before.id,
-        seeder: &seeder,
-        approach: Approach::TakeOver,
-        purpose: Purpose::Copy(ttl(planned, arguments, &*clock)),
-        clock: &*clock,
+    let mut approach = Approach::TakeOver;
+    let error = loop {
+        let unchanged = |info: &Info| still_the_same(info, &before, arguments.force);
+        let seed = Seed {
+            store: Arc::clone(&archived.store),
+            archive: archived.archive,
+            catalog: &archived.catalog,
+            plan: planned.plan.clone(),
+            address: address.clone(),
+            held: before.id,
+            seeder: &seeder,
+            approach,
+            purpose: Purpose::Copy(ttl(&planned, arguments, &*clock)),
+            clock: &*clock,
+        };
+        let mut progress = Progress::lines("restoring", Arc::clone(&clock), None);
+        let seeded = seed.run(&mut control, unchanged, |sent, total| {
+            progress.stands_at(sent, total);
+        });
+        let error = tokio::select! {
+            outcome = seeded => match outcome {
+                Ok(_) => {
+                    say_filled(&planned, &address, arguments.json);
+                    return Ok(());
+                }
+                Err(error) => error,
+            },
+            () = stopped(stop) => {
+                // A connection of its own: on this one an answer may be outstanding.
+                control = Control::connect(&target.address).await?;
+                break anyhow!("stopped by a signal");
+            }
+        };
+        let Some(unusable) = error.unusable() else {
+            break error.into();
+        };
+        let Some(plan) = other_plan(around, &unusable, &archived, &planned) else {
+            break error.into();
+        };
+        tracing::warn!("{}", around::said(&unusable, &plan));
+        planned.plan = plan;
+        (before, approach) = left(&mut control, before, &seeder).await?;
     };
-    let mut progress = Progress::lines("restoring", Arc::clone(&clock), None);
-    let seeded = seed.run(&mut control, unchanged, |sent, total| {
-        progress.stands_at(sent, total);
-    });
-    let outcome = tokio::select! {
-        outcome = seeded => outcome.map_err(anyhow::Error::new),
-        () = stopped(stop) => {
-            // A connection of its own: on this one an answer may be outstanding.
-            control = Control::connect(&target.address).await?;
-            Err(anyhow::anyhow!("stopped by a signal"))
-        }
-    };
-    match outcome {
-        Ok(_) => {
-            say_filled(planned, &address, arguments.json);
-            Ok(())
-        }
-        Err(error) => Err(explain(error, &mut control, &info, &address).await),
+    Err(explain(error, &mut control, &info, &address).await)
+}
+
+/// A plan of the same moment that passes an object over.
+fn other_plan(
+    around: &mut Around,
+    unusable: &Unusable,
+    archived: &Archived,
+    planned: &Planned,
+) -> Option<Plan> {
+    let is_new = around.pass_over(&unusable.name);
+    let plan = around.plan(&archived.catalog, planned.plan.target, None);
+    plan.ok().filter(|_| is_new)
+}
+
+/// What has become of a server that was not filled to the end, and how it comes to us from here: one that was taken over
+/// waits, and holds nothing that it had before.
+async fn left(
+    control: &mut Control,
+    before: Server,
+    seeder: &Seeder,
+) -> anyhow::Result<(Server, Approach)> {
+    let info = control.info().await?;
+    let (local_ip, same_machine) = (control.local_ip(), control.is_local());
+    let now = info.server(|host, port| seeder.is_us(host, port, local_ip, same_machine))?;
+    if now.run_id != before.run_id {
+        bail!(
+            "an object of the archive is damaged, and before others were used the server was restarted"
+        );
     }
+    Ok(match now.role {
+        Role::ReplicaOfUs => (now, Approach::Waits),
+        // It was given back as it was.
+        Role::Master | Role::Replica { .. } => (before, Approach::TakeOver),
+    })
 }
 
 fn facts(info: &Info) -> anyhow::Result<Server> {

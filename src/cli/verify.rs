@@ -113,7 +113,7 @@ async fn look(
     clock: &Arc<dyn Clock>,
 ) -> anyhow::Result<Report> {
     let mut progress = Progress::of("verifying", Arc::clone(clock));
-    let report = verify(Arc::clone(store), since, |bytes, total| {
+    let report = verify(Arc::clone(store), since, clock.unix(), |bytes, total| {
         progress.stands_at(bytes, total);
     })
     .await;

@@ -13,7 +13,7 @@ use crate::archive::plan::{Plan, PlanError, Target, plan};
 use crate::archive::timeline::Catalog;
 use crate::clock::Clock;
 use crate::position::{Offset, Position, TimelineSeq, UnixMillis};
-use crate::restore::moment::{Found, MomentError, Moments};
+use crate::restore::moment::{Found, MomentError, Moments, Next};
 use crate::restore::ttl::Ttl;
 use crate::store::Store;
 use crate::store::catalog::Loaded;
@@ -121,7 +121,7 @@ fn minutes_ahead(zone: &str) -> Option<i64> {
 }
 
 /// A plan, and how its end was found.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Planned {
     /// What to read.
     pub plan: Plan,
@@ -141,7 +141,7 @@ impl Planned {
 
     /// What comes next was received by then, where that was looked up and something is there.
     pub fn next_by(&self) -> Option<UnixMillis> {
-        self.found.and_then(|found| found.next_by)
+        self.found.and_then(|found| found.next_by())
     }
 
     /// Which moment the plan's end stands for, in words.
@@ -159,15 +159,19 @@ impl Planned {
             ));
         }
         let (position, from) = (found.position, found.received_until);
-        lines.push(match found.next_by {
-            Some(to) => format!(
+        lines.push(match found.next {
+            Next::By(to) => format!(
                 "{position} stands for every moment from {from} to {to} (receive times; resolution {} ms)",
                 to.0.saturating_sub(from.0)
             ),
-            None if self.elsewhere.is_empty() => format!(
+            Next::Missing => format!(
+                "{position} stands for {from}: what came next is missing from the archive, so until when it does cannot \
+                 be told (`perennial verify` names the gap)"
+            ),
+            Next::Nothing if self.elsewhere.is_empty() => format!(
                 "{position} stands for every moment from {from} on: the archive has nothing later"
             ),
-            None => format!(
+            Next::Nothing => format!(
                 "{position} stands for every moment from {from} on: there is nothing later on the way to it"
             ),
         });
@@ -225,8 +229,7 @@ pub async fn plan_for(
                     found?
                 }
                 Place::Offset(offset) => {
-                    let on_the_way = || on_the_way(&loaded.catalog, tip, offset);
-                    let timeline = timeline.unwrap_or_else(on_the_way);
+                    let timeline = on_the_way(&loaded.catalog, tip, offset);
                     moments.at_offset(Position { timeline, offset }).await?
                 }
             };
@@ -256,7 +259,7 @@ fn off_the_way(
     found: &Result<Found, MomentError>,
 ) -> Vec<TimelineSeq> {
     match found {
-        Ok(found) if found.next_by.is_none() => {
+        Ok(found) if found.next_by().is_none() => {
             moment::elsewhere(catalog, tip, time, Some(found.received_until))
         }
         Err(MomentError::Outside(OutsideWindow::Before { .. })) => {
@@ -293,7 +296,7 @@ async fn tip_of(
     Ok(plan(&loaded.catalog, target).map(|plan| plan.target))
 }
 
-/// An offset without a timeline counts on the head's way: before a failover or a seed, on an ancestor.
+/// An offset counts on the way to the tip: before a failover or a seed, on an ancestor.
 fn on_the_way(catalog: &Catalog, tip: Position, offset: Offset) -> TimelineSeq {
     let starts_before = |step: &&Position| {
         catalog
@@ -312,7 +315,12 @@ fn refuse_damaged_end(
     found: Option<Found>,
     when: When,
 ) -> anyhow::Result<()> {
-    let is_end = found.is_none_or(|found| found.next_by.is_none());
+    let target = plan.target;
+    let is_end = found.is_none_or(|found| match found.next {
+        Next::By(_) => false,
+        Next::Missing => loaded.catalog.end(target.timeline) == Some(target.offset),
+        Next::Nothing => true,
+    });
     if is_end
         && let Some(damaged) = loaded.damaged(plan.target.timeline)
         && !is_before(when, &damaged.name)
@@ -338,7 +346,42 @@ fn is_before(when: When, name: &ObjectName) -> bool {
 mod tests {
     use super::*;
 
+    use crate::archive::timeline::sketch::Sketch;
+
     const NOW: UnixMillis = UnixMillis(1_700_000_000_123);
+
+    /// Whichever timeline's end was named, what lies before a fork lies on an ancestor.
+    #[test]
+    fn an_offset_lies_on_the_way_to_the_timeline_that_was_named() {
+        let catalog = Sketch::default()
+            .timeline(1, 1, None, 10)
+            .snapshot(10)
+            .segment(11, 100)
+            .timeline(2, 2, Some((1, 80)), 80)
+            .segment(81, 130)
+            .timeline(3, 3, Some((1, 100)), 100)
+            .segment(101, 140)
+            .catalog();
+        let on = |tip: u32, end, offset| {
+            let tip = Position {
+                timeline: TimelineSeq::new(tip),
+                offset: Offset::new(end),
+            };
+            let timeline = on_the_way(&catalog, tip, Offset::new(offset));
+            let position = Position {
+                timeline,
+                offset: Offset::new(offset),
+            };
+            let is_found = Way::new(&catalog, tip).at_offset(position).is_ok();
+            (timeline.as_u32(), is_found)
+        };
+        assert_eq!(on(2, 130, 120), (2, true));
+        assert_eq!(on(2, 130, 80), (2, true));
+        assert_eq!(on(2, 130, 79), (1, true));
+        assert_eq!(on(3, 140, 99), (1, true), "of another branch");
+        assert_eq!(on(2, 130, 131), (2, false), "behind its end");
+        assert_eq!(on(2, 130, 9), (1, false), "before everything");
+    }
 
     #[test]
     fn moments_are_read_as_written() {

@@ -425,11 +425,13 @@ impl Follower {
     }
 
     fn begin(&mut self, lane: Lane) {
+        let context = lane.uploader.context();
         self.report.lane_opened(
             lane.uploader.subscribe(),
             lane.pipeline.offset(),
             !matches!(lane.snapshot, SnapshotNeed::None),
-            (!lane.suspects.is_empty()).then(|| lane.uploader.context().timeline),
+            (context.timeline, context.id),
+            !lane.suspects.is_empty(),
         );
         self.lane = Some(lane);
     }

@@ -12,7 +12,7 @@ use super::snapshots::Taken;
 use super::spool::Spool;
 use super::uploader::Progress;
 use crate::clock::Clock;
-use crate::position::{Offset, Ticks, TimelineSeq, UnixMillis};
+use crate::position::{Offset, ReplicationId, Ticks, TimelineSeq, UnixMillis};
 
 /// Sealed pieces that are remembered until they are durable. Beyond that the last one stands for those behind it, with
 /// its own, earlier time: an age is never told too small.
@@ -57,6 +57,7 @@ struct Lane {
     progress: Option<watch::Receiver<Progress>>,
     began: Offset,
     live: bool,
+    timeline: Option<(TimelineSeq, ReplicationId)>,
     suspect: Option<TimelineSeq>,
     /// Sealed pieces with writes in them: their last offset, and when their oldest write came.
     waiting: VecDeque<(Offset, Ticks)>,
@@ -89,6 +90,8 @@ pub struct Seen {
     pub link_up: bool,
     /// The server holds the history that is followed: since PSYNC said so, until something else is decided.
     pub live: bool,
+    /// The timeline that is written to, or was last.
+    pub timeline: Option<(TimelineSeq, ReplicationId)>,
     /// The timeline that is followed, where it is suspect.
     pub suspect: Option<TimelineSeq>,
     /// Milliseconds since a link's loop last turned. `None` before the first link.
@@ -178,7 +181,8 @@ impl Report {
         progress: watch::Receiver<Progress>,
         received: Offset,
         waits_for_snapshot: bool,
-        suspect: Option<TimelineSeq>,
+        timeline: (TimelineSeq, ReplicationId),
+        is_suspect: bool,
     ) {
         let waiting = waits_for_snapshot.then(|| (received, self.clock.ticks()));
         let mut lane = self.lane();
@@ -186,7 +190,8 @@ impl Report {
             progress: Some(progress),
             began: received,
             live: true,
-            suspect,
+            timeline: Some(timeline),
+            suspect: is_suspect.then_some(timeline.0),
             waiting: waiting.into_iter().collect(),
             snapshot: lane.snapshot,
             found: lane.found,
@@ -298,6 +303,7 @@ impl Report {
         Seen {
             link_up,
             live: lane.live,
+            timeline: lane.timeline,
             suspect: lane.suspect,
             still_millis: (of(&self.counts.links) > 0).then(|| now.since(Ticks(of(&self.beat)))),
             received,
@@ -365,8 +371,9 @@ mod tests {
         fn open(&self, received: u64, waits_for_snapshot: bool) {
             let progress = self.progress.subscribe();
             let received = Offset::new(received);
+            let timeline = (TimelineSeq::FIRST, ReplicationId::from_raw([1; 20]));
             self.report
-                .lane_opened(progress, received, waits_for_snapshot, None);
+                .lane_opened(progress, received, waits_for_snapshot, timeline, false);
         }
 
         fn time(&self, ticks: u64) {

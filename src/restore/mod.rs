@@ -1,6 +1,7 @@
 //! From the store to a server: a plan's bytes, checked on the way, into a running server or into files.
 
 mod ahead;
+pub mod around;
 mod door;
 pub mod drill;
 mod fill;

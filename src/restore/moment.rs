@@ -33,9 +33,29 @@ pub struct Found {
     pub position: Position,
     /// Everything received up to this time is included, as the clock of the streamer gave it.
     pub received_until: UnixMillis,
-    /// What comes next is known to have been received by this time, and perhaps a little earlier. Nothing where the
-    /// archive ends.
-    pub next_by: Option<UnixMillis>,
+    /// What comes behind it.
+    pub next: Next,
+}
+
+/// What comes behind a moment on its way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Next {
+    /// Bytes that are known to have been received by this time, and perhaps a little earlier.
+    By(UnixMillis),
+    /// Bytes that the archive has not: when they came cannot be told.
+    Missing,
+    /// Nothing: the way ends.
+    Nothing,
+}
+
+impl Found {
+    /// When what comes next had been received, where that is in the archive.
+    pub const fn next_by(&self) -> Option<UnixMillis> {
+        match self.next {
+            Next::By(at) => Some(at),
+            Next::Missing | Next::Nothing => None,
+        }
+    }
 }
 
 /// The moments of an archive.
@@ -57,19 +77,19 @@ impl Moments<'_> {
     pub async fn at_time(&self, moment: UnixMillis, now: UnixMillis) -> Result<Found, MomentError> {
         let located = self.way.at_time(moment, now)?;
         let mut reached = self.reached(&located);
-        let mut next_by = self.next_begins(&located);
+        let mut next = self.next(&located);
         if let Some(segment) = self.segment(&located) {
             let mut times = located.times.clone();
             for (at, offset) in self.marks(segment).await? {
                 let at = times.at(at);
                 if at > moment {
-                    next_by = Some(at);
+                    next = Next::By(at);
                     break;
                 }
                 reached = reached.max((offset, at));
             }
         }
-        self.found(&located, reached, next_by).await
+        self.found(&located, reached, next).await
     }
 
     /// The last boundary at or before `position`.
@@ -79,21 +99,24 @@ impl Moments<'_> {
     pub async fn at_offset(&self, position: Position) -> Result<Found, MomentError> {
         let located = self.way.at_offset(position)?;
         let mut reached = self.reached(&located);
-        let mut next_by = self.next_begins(&located);
+        let mut next = self.next(&located);
         if let Some(segment) = self.segment(&located) {
             let mut times = located.times.clone();
             for (at, offset) in self.marks(segment).await? {
                 let at = times.at(at);
                 if offset > position.offset {
-                    // Bytes of one mark came together, as far as is known.
-                    next_by = Some(at);
-                    reached = reached.max((position.offset, at));
+                    next = Next::By(at);
+                    // Bytes of one mark came together, as far as is known. Where a mark ends at the offset itself, it
+                    // has told already.
+                    if reached.0 < position.offset {
+                        reached = (position.offset, at);
+                    }
                     break;
                 }
                 reached = reached.max((offset, at));
             }
         }
-        self.found(&located, reached, next_by).await
+        self.found(&located, reached, next).await
     }
 
     fn stretch(&self, located: &Located) -> &Stretch {
@@ -115,19 +138,25 @@ impl Moments<'_> {
         }
     }
 
-    /// When what lies behind the segment begins.
-    fn next_begins(&self, located: &Located) -> Option<UnixMillis> {
+    /// What lies behind the segment.
+    fn next(&self, located: &Located) -> Next {
         let stretch = self.stretch(located);
         let index = located.segment.map_or(0, |index| index + 1);
-        let begins = |stretch: &Stretch| stretch.segments.first().map(|(_, first_at, _)| *first_at);
-        match stretch.segments.get(index) {
-            Some((_, first_at, _)) => Some(*first_at),
-            None => self
-                .way
-                .stretches()
-                .iter()
-                .skip(located.stretch + 1)
-                .find_map(begins),
+        if let Some((_, first_at, _)) = stretch.segments.get(index) {
+            return Next::By(*first_at);
+        }
+        for stretch in self.way.stretches().iter().skip(located.stretch + 1) {
+            if !stretch.continues {
+                return Next::Missing;
+            }
+            if let Some((_, first_at, _)) = stretch.segments.first() {
+                return Next::By(*first_at);
+            }
+        }
+        if self.way.is_broken_off() {
+            Next::Missing
+        } else {
+            Next::Nothing
         }
     }
 
@@ -135,7 +164,7 @@ impl Moments<'_> {
         &self,
         located: &Located,
         (reached, received_until): (Offset, UnixMillis),
-        next_by: Option<UnixMillis>,
+        next: Next,
     ) -> Result<Found, MomentError> {
         let stretch = self.stretch(located);
         let limit = reached.min(stretch.to).max(stretch.after);
@@ -146,7 +175,7 @@ impl Moments<'_> {
                 offset,
             },
             received_until,
-            next_by,
+            next,
         })
     }
 
@@ -239,7 +268,8 @@ impl Moments<'_> {
             .in_archive(self.archive);
         let mut objects =
             ReadAhead::new(Arc::clone(self.store), vec![(name.clone(), segment.bytes)]);
-        while let Some(piece) = objects.next().await? {
+        let unread = |error| SourceError::of_read(name, error);
+        while let Some(piece) = objects.next().await.map_err(unread)? {
             reader.push(piece.bytes);
             while let Some(block) = reader.next().map_err(damaged)? {
                 each(block)?;

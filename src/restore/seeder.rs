@@ -1,10 +1,11 @@
 //! The listener that plays master. While nothing is decided it answers `-LOADING`; while a seed is under way
 //! it serves one plan, byte for byte what was archived, and tells how far the replica has come.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -14,7 +15,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::door::{Door, Turned};
-use super::source::{self, SourceError, Spelling};
+use super::source::{self, SourceError, Spelling, Unusable};
 use crate::archive::layout::ArchiveId;
 use crate::archive::plan::Plan;
 use crate::clock::Clock;
@@ -29,6 +30,8 @@ use crate::store::Store;
 
 /// Connections answered at the same time; more wait.
 const CONNECTIONS_MAX: usize = 16;
+/// Replication ids that are remembered as served.
+const GIVEN_MAX: usize = 64;
 /// The longest from a connection to its PSYNC, milliseconds.
 const HANDSHAKE_MILLIS: u64 = 60_000;
 /// The longest silence of a replica behind its payload, milliseconds: loading a large payload from a file
@@ -136,6 +139,8 @@ pub struct SeedProgress {
     pub all_sent: bool,
     /// The replica's last acknowledgement.
     pub acknowledged: Option<Offset>,
+    /// What of the archive cannot be used, whoever connects again.
+    pub unusable: Option<Unusable>,
     /// Why the last connection ended before its time.
     pub failed: Option<String>,
     /// How many connections did.
@@ -174,6 +179,8 @@ pub struct Seeder {
     announce: Option<(String, u16)>,
     serving: watch::Sender<Serving>,
     turned: watch::Receiver<Turned>,
+    /// The ids under which something was served, the latest ones.
+    given: Mutex<VecDeque<ReplicationId>>,
     /// Said once that CONFIG GET is not allowed.
     without_config: AtomicBool,
     task: JoinHandle<()>,
@@ -202,9 +209,27 @@ impl Seeder {
             announce: options.announce,
             serving,
             turned,
+            given: Mutex::default(),
             without_config: AtomicBool::new(false),
             task,
         })
+    }
+
+    /// Something is about to be served under this id.
+    pub(super) fn gives(&self, id: ReplicationId) {
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        given.retain(|before| *before != id);
+        given.push_back(id);
+        if given.len() > GIVEN_MAX {
+            given.pop_front();
+        }
+    }
+
+    /// Whether a server may bear this id because it was served under it: by an attempt that was cut short, perhaps, of
+    /// which it still loads what it has got.
+    pub(super) fn has_given(&self, id: ReplicationId) -> bool {
+        let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        given.contains(&id)
     }
 
     /// True the first time.
@@ -414,7 +439,12 @@ impl Connection {
                 continue;
             }
             if let Err(ended) = outcome {
+                let unusable = match &ended {
+                    Ended::Source(error) => error.unusable(),
+                    _ => None,
+                };
                 offering.progress.send_modify(|progress| {
+                    progress.unusable = unusable;
                     progress.failed = Some(ended.to_string());
                     progress.failures += 1;
                 });
@@ -704,6 +734,19 @@ mod tests {
         assert!(seeder.is_us("perennial", 6390, None, false));
         assert_eq!(seeder.address_for(None), ("perennial".into(), 6390));
         assert!(seeder.is_reachable_from(false));
+    }
+
+    #[tokio::test]
+    async fn the_latest_ids_that_were_served_are_remembered() {
+        let seeder = seeder(None).await;
+        let id = |byte| ReplicationId::from_raw([byte; 20]);
+        seeder.gives(id(255));
+        assert!(seeder.has_given(id(255)) && !seeder.has_given(id(0)));
+        for byte in 0..u8::try_from(GIVEN_MAX).unwrap() {
+            seeder.gives(id(byte));
+            seeder.gives(id(byte));
+        }
+        assert!(seeder.has_given(id(0)) && !seeder.has_given(id(255)));
     }
 
     #[tokio::test]

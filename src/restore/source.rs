@@ -42,6 +42,14 @@ pub enum SourceError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// An object is gone that was there when the restore was planned.
+    #[error("{error}")]
+    Gone {
+        /// The object.
+        name: ObjectName,
+        /// What the store said.
+        error: Box<StoreError>,
+    },
     /// A segment is damaged.
     #[error("{name}: {error}")]
     Segment {
@@ -106,10 +114,51 @@ pub enum SourceError {
 }
 
 impl SourceError {
-    /// Whether an object is gone that was there when the restore was planned: planned again, it may well succeed.
-    pub fn is_gone(&self) -> bool {
-        matches!(self, Self::Store(error) if error.kind == StoreErrorKind::NotFound)
+    /// Of a read of this object.
+    pub(super) fn of_read(name: &ObjectName, error: StoreError) -> Self {
+        if error.kind != StoreErrorKind::NotFound {
+            return Self::Store(error);
+        }
+        Self::Gone {
+            name: name.clone(),
+            error: Box::new(error),
+        }
     }
+
+    /// Whether an object is gone that was there when the restore was planned: planned again, it may well succeed.
+    pub const fn is_gone(&self) -> bool {
+        matches!(self, Self::Gone { .. })
+    }
+
+    /// The object that cannot be used, however often it is read: damaged, or gone. Nothing where the store does not answer,
+    /// and where no single object is at fault.
+    pub fn unusable(&self) -> Option<Unusable> {
+        match self {
+            Self::Gone { name, .. }
+            | Self::Segment { name, .. }
+            | Self::Snapshot { name, .. }
+            | Self::NoEnd { name } => Some(Unusable {
+                name: name.clone(),
+                why: self.to_string(),
+            }),
+            Self::Store(_)
+            | Self::WrongKind { .. }
+            | Self::Hole { .. }
+            | Self::Short { .. }
+            | Self::Malformed(_)
+            | Self::NotABoundary { .. } => None,
+        }
+    }
+}
+
+/// An object that cannot be restored from.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{why}")]
+pub struct Unusable {
+    /// Its name; of a snapshot in parts, that of one of them.
+    pub name: ObjectName,
+    /// What is wrong with it, and its name.
+    pub why: String,
 }
 
 /// Checked bytes that are read ahead by a task of their own.
@@ -187,7 +236,8 @@ pub fn payload(store: Arc<dyn Store>, archive: ArchiveId, plan: &Plan) -> Checke
             .map_err(damaged)?
             .in_archive(archive);
         let mut objects = ReadAhead::new(store, objects.clone());
-        while let Some(piece) = objects.next().await? {
+        let unread = |error| SourceError::of_read(&name, error);
+        while let Some(piece) = objects.next().await.map_err(unread)? {
             reader.push(piece.bytes);
             while let Some(bytes) = reader.next().map_err(damaged)? {
                 if !give(&sender, bytes).await {
@@ -211,7 +261,9 @@ pub fn payload(store: Arc<dyn Store>, archive: ArchiveId, plan: &Plan) -> Checke
 pub async fn payload_bytes(store: &dyn Store, plan: &Plan) -> Result<u64, SourceError> {
     let (name, length) = plan.snapshot.last_object();
     let from = length.saturating_sub(END_BLOCK_BYTES_MAX);
-    let tail = ahead::read(store, &name, from..length).await?;
+    let tail = ahead::read(store, &name, from..length)
+        .await
+        .map_err(|error| SourceError::of_read(&name, error))?;
     payload_bytes_in(&tail).ok_or(SourceError::NoEnd { name })
 }
 
@@ -364,7 +416,8 @@ impl Stream {
             let mut reader = SegmentReader::new(&object)
                 .map_err(damaged)?
                 .in_archive(archive);
-            while let Some(piece) = self.objects.next().await? {
+            let unread = |error| SourceError::of_read(name, error);
+            while let Some(piece) = self.objects.next().await.map_err(unread)? {
                 reader.push(piece.bytes);
                 while let Some(block) = reader.next().map_err(damaged)? {
                     let marks = self.rewriter.as_ref().map(|_| Marks::of(&block));

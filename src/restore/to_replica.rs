@@ -11,7 +11,7 @@ use super::mapped::{self, PrepareError, Prepared};
 use super::refusal;
 use super::rewrite::Tally;
 use super::seeder::{Offering, SeedProgress, Seeder, Serving, TakeBack};
-use super::source::{SourceError, Spelling};
+use super::source::{SourceError, Spelling, Unusable};
 use super::ttl::{Ttl, TtlError};
 use crate::archive::document::Source;
 use crate::archive::layout::ArchiveId;
@@ -119,6 +119,10 @@ pub enum SeedError {
     /// The archive's payload cannot be read.
     #[error("the archive's snapshot cannot be read: {0}")]
     Source(#[from] SourceError),
+    /// The archive turned out to be damaged while the server was filled. What it has got is not all: it stays our
+    /// replica, which takes no writes.
+    #[error("the archive could not be read to the end while the server was filled: {0}")]
+    Unusable(Unusable),
     /// It takes writes while it is a replica.
     #[error(
         "the server has replica-read-only no: clients could write while it is seeded; set replica-read-only yes"
@@ -183,6 +187,24 @@ pub enum SeedError {
     },
 }
 
+impl SeedError {
+    /// What is wrong with the archive, where it was read before the server was sent anything.
+    pub const fn source(&self) -> Option<&SourceError> {
+        match self {
+            Self::Source(error) | Self::Prepare(PrepareError::Source(error)) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// The object over which it failed, where that is its fault alone.
+    pub fn unusable(&self) -> Option<Unusable> {
+        match self {
+            Self::Unusable(unusable) => Some(unusable.clone()),
+            other => other.source().and_then(SourceError::unusable),
+        }
+    }
+}
+
 /// What to seed with.
 #[derive(Debug)]
 pub struct Seed<'a> {
@@ -190,7 +212,7 @@ pub struct Seed<'a> {
     pub store: Arc<dyn Store>,
     /// The archive's id.
     pub archive: ArchiveId,
-    /// What the archive holds.
+    /// What the archive holds, as far as it can be used.
     pub catalog: &'a Catalog,
     /// What to send.
     pub plan: Plan,
@@ -352,7 +374,7 @@ impl Seed<'_> {
             tracing::info!(
                 "the replica cannot go on where it stands: what it misses must be rewritten"
             );
-            self.plan = plan(self.catalog, Target::Latest)?;
+            self.plan = plan(self.catalog, Target::Offset(self.plan.target))?;
             self.approach = Approach::Waits;
         }
         Ok(())
@@ -385,6 +407,7 @@ impl Seed<'_> {
                 return Err(error.into());
             }
         };
+        self.seeder.gives(prepared.approved.id);
         if !at_once {
             let now = control.info().await?;
             if now.text("run_id") != before.text("run_id") || now.text("role") != Some("slave") {
@@ -502,12 +525,15 @@ impl Seed<'_> {
                 );
             }
             if progress.question != answered {
-                let bears = self.still_the_same(control, prepared).await?;
+                let bears = self.still_the_same(control).await?;
                 answered = progress.question;
                 let is_it = progress.named.is_none_or(|named| named == bears);
                 approved |= is_it;
                 let answer = is_it.then_some(prepared.approved);
                 offering.approved.send_replace(Some((answered, answer)));
+            }
+            if let Some(unusable) = &progress.unusable {
+                return Err(SeedError::Unusable(unusable.clone()));
             }
             if let Some(reason) = &progress.failed
                 && progress.failures >= ATTEMPTS_MAX
@@ -571,11 +597,7 @@ impl Seed<'_> {
     /// An answer on the control connection, after somebody asked for data, comes from the process that was decided on:
     /// it lives, so whoever asked under its port is not another one in its place. Tells the replication id it bears:
     /// who asks to continue another one's history is somebody else, on another machine for example.
-    async fn still_the_same(
-        &self,
-        control: &mut Control,
-        prepared: &Prepared,
-    ) -> Result<ReplicationId, SeedError> {
+    async fn still_the_same(&self, control: &mut Control) -> Result<ReplicationId, SeedError> {
         let info = control.info().await?;
         if takes_writes(&info) {
             return Err(SeedError::Writable);
@@ -590,7 +612,7 @@ impl Seed<'_> {
         let bears = info.text("master_replid").and_then(|id| id.parse().ok());
         // Whoever becomes a master takes a new id.
         bears
-            .filter(|id| [self.held, prepared.approved.id].contains(id))
+            .filter(|id| *id == self.held || self.seeder.has_given(*id))
             .ok_or_else(|| rejected("it was made a master, and a replica again, in between"))
     }
 

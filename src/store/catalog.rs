@@ -95,10 +95,7 @@ pub struct Loaded {
 
 /// A segment at the end of a timeline that cannot be trusted.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error(
-    "the end of timeline {timeline} is damaged: {name}: {why}; put an undamaged copy in its place, or take the \
-     object away to go on without it"
-)]
+#[error("the end of timeline {timeline} is damaged: {name}: {why}; {}", what_to_do(*is_covered))]
 pub struct Damaged {
     /// The timeline's number.
     pub timeline: TimelineSeq,
@@ -106,6 +103,16 @@ pub struct Damaged {
     pub name: ObjectName,
     /// What is wrong.
     pub why: String,
+    /// Other objects lead just as far: a merged segment is damaged, and what it was made of is there.
+    pub is_covered: bool,
+}
+
+const fn what_to_do(is_covered: bool) -> &'static str {
+    if is_covered {
+        "other objects hold the same bytes and are used instead; `perennial verify` tells what else is damaged"
+    } else {
+        "put an undamaged copy in its place, or take the object away to go on without it"
+    }
 }
 
 impl Loaded {
@@ -119,10 +126,12 @@ impl Loaded {
         &self.damaged
     }
 
-    /// What is damaged at the end of a timeline. Following goes on from before it, because the master may
-    /// still have those bytes; whoever restores must not take the shorter history for the whole.
+    /// What is damaged at the end of a timeline, and nowhere else. Following goes on from before it, because the master
+    /// may still have those bytes; whoever restores must not take the shorter history for the whole.
     pub fn damaged(&self, seq: TimelineSeq) -> Option<&Damaged> {
-        self.damaged.iter().find(|damaged| damaged.timeline == seq)
+        self.damaged
+            .iter()
+            .find(|damaged| damaged.timeline == seq && !damaged.is_covered)
     }
 
     /// A position as a boundary: with the database selected there, where it is known.
@@ -181,6 +190,7 @@ impl Loaded {
                     timeline: seq,
                     name,
                     why,
+                    is_covered: self.catalog.stored_end(seq) == Some(end),
                 });
                 continue;
             }
@@ -264,10 +274,8 @@ pub async fn load_kept(
     now: Ticks,
 ) -> Result<Loaded, CatalogError> {
     match load_once(store, ids, kept, listing, now).await {
-        // Something that was listed long ago was merged or pruned since.
-        Err(CatalogError::Store(error))
-            if listing == Listing::Later && error.kind == StoreErrorKind::NotFound =>
-        {
+        // Something that was listed was merged or pruned since. A place that is missing stays missing.
+        Err(CatalogError::Store(error)) if error.is_about_missing_object() => {
             load_once(store, ids, kept, Listing::Whole, now).await
         }
         loaded => loaded,

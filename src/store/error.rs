@@ -73,6 +73,11 @@ impl StoreError {
         }
     }
 
+    /// Whether a single object is not there, rather than the place where all of them are.
+    pub const fn is_about_missing_object(&self) -> bool {
+        matches!(self.kind, StoreErrorKind::NotFound) && !self.object.is_empty()
+    }
+
     /// `true` where the same request may succeed later without anybody changing anything but load, link or
     /// free space. A request that was answered with such an error may have been done.
     pub const fn is_retryable(&self) -> bool {

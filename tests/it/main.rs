@@ -109,6 +109,8 @@ mod travel;
 mod scratch;
 // Verify: every damaged or lost object is found; drills catch what checksums cannot.
 mod verify;
+// Objects that are damaged or lost: others that lead to the same moment are used, and nothing older ever.
+mod damaged;
 // Restores that have to change bytes: relative TTLs, HPERSIST.
 mod rewritten;
 // Both killed at any moment, again and again.

@@ -289,7 +289,9 @@ fn every_kind() -> Option<(Archive, PathBuf)> {
 fn bad(folder: &Path) -> Vec<&'static str> {
     let store = Arc::new(FsStore::new(folder.to_owned()));
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let report = runtime.block_on(verify(store, None, |_, _| ())).unwrap();
+    let report = runtime
+        .block_on(verify(store, None, UnixMillis(0), |_, _| ()))
+        .unwrap();
     let bad = report.findings.iter();
     let bad = bad.filter(|finding| finding.level == Level::Bad);
     bad.map(|finding| finding.id).collect()

@@ -454,6 +454,49 @@ fn coarse() -> Policy {
     }
 }
 
+/// A first pass over a year of segments must not need a gigabyte: whatever is planned shares the names of the catalogue.
+#[test]
+fn plans_share_the_names_of_the_catalogue() {
+    let mut sketch = Sketch::default().timeline(1, 1, None, 0).snapshot(0);
+    for minute in 0..100 {
+        sketch = sketch.segment(minute + 1, minute + 1);
+    }
+    let catalog = sketch.merged(1, 50).snapshot(90).catalog();
+    let dates = dates(&catalog);
+    let stock = Stock {
+        catalog: &catalog,
+        dates: &dates,
+        now: UnixMillis(30 * DAY),
+    };
+    let policy = Policy {
+        retention_millis: DAY,
+        ..coarse()
+    };
+    let texts = |names: Vec<&ObjectName>| -> BTreeSet<*const u8> {
+        let texts = names.into_iter().map(|name| name.as_str().as_ptr());
+        texts.collect()
+    };
+    let timeline = catalog.timelines().next().unwrap();
+    let segments = timeline.segments.iter().map(|it| &it.name);
+    let snapshots = timeline.snapshots.iter().map(|it| &it.name);
+    let held = texts(segments.chain(snapshots).collect());
+    assert_eq!(held.len(), 103);
+    let merges = merges(&stock, &policy, &BTreeSet::new());
+    let inputs = merges
+        .iter()
+        .flat_map(|it| it.inputs.iter().chain(&it.chain));
+    let inputs = texts(inputs.map(|it| &it.name).collect());
+    let superfluous = superfluous(&stock, &policy, &BTreeSet::new());
+    let covered = superfluous.iter().flat_map(|it| &it.of);
+    let covered = texts(covered.map(|it| &it.name).collect());
+    let prune = prune(&stock, &policy, &filled(&catalog)).unwrap();
+    let deleted = texts(prune.deletions.iter().map(|(name, _)| name).collect());
+    for (what, planned) in [("merge", inputs), ("covered", covered), ("prune", deleted)] {
+        assert!(planned.len() > 10, "{what}: {}", planned.len());
+        assert!(planned.is_subset(&held), "{what}");
+    }
+}
+
 #[test]
 fn what_was_stored_within_a_minute_becomes_one() {
     let catalog = Sketch::default()

@@ -114,6 +114,19 @@ fn last_boundary(came: &[Came], upto: u64) -> Offset {
     *boundaries(came).iter().rfind(|it| **it <= upto).unwrap()
 }
 
+/// When the last byte up to an offset had come, by a clock that never goes back.
+fn received_at(came: &[Came], offset: u64) -> UnixMillis {
+    let (mut reached, mut at) = (START, BEGAN);
+    for piece in came {
+        if reached >= offset {
+            break;
+        }
+        reached += piece.bytes.len() as u64;
+        at = at.max(UnixMillis(piece.at));
+    }
+    at
+}
+
 async fn with_moments<T>(store: &Arc<dyn Store>, look: impl AsyncFnOnce(Moments<'_>) -> T) -> T {
     let loaded = catalog::load(&**store, &[]).await.unwrap();
     let way = Way::new(&loaded.catalog, loaded.catalog.head().unwrap());
@@ -184,12 +197,76 @@ async fn the_last_whole_command_that_came_by_then() {
             UnixMillis(received_until),
             "at {moment}"
         );
-        assert_eq!(found.next_by, next_by.map(UnixMillis), "at {moment}");
+        assert_eq!(found.next_by(), next_by.map(UnixMillis), "at {moment}");
     }
     assert!(matches!(
         found_at(&store, 999).await,
         Err(MomentError::Outside(OutsideWindow::Before { .. }))
     ));
+}
+
+/// Inside a segment, as after a merge, an offset stands for the same times as where a segment ends with it.
+#[tokio::test]
+async fn an_offset_at_a_mark_has_the_time_of_that_mark() {
+    let length = set("a").len() as u64;
+    for sealed in [true, false] {
+        let came = ["a", "b", "c"].map(set).into_iter().zip([2000, 2100, 3000]);
+        let came = came.map(|(bytes, at)| Came { bytes, at, sealed });
+        let store = archived(&came.collect::<Vec<_>>()).await;
+        for (count, received_until, next) in [
+            (0, 1000, Next::By(UnixMillis(2000))),
+            (1, 2000, Next::By(UnixMillis(2100))),
+            (2, 2100, Next::By(UnixMillis(3000))),
+            (3, 3000, Next::Nothing),
+        ] {
+            let found = found_before(&store, START + count * length).await.unwrap();
+            let at = found.received_until;
+            assert_eq!(at, UnixMillis(received_until), "{count}, sealed: {sealed}");
+            assert_eq!(found.next, next, "{count}, sealed: {sealed}");
+        }
+        let inside = found_before(&store, START + length + 1).await.unwrap();
+        assert_eq!(inside.position.offset, Offset::new(START + length));
+        assert_eq!(inside.next, Next::By(UnixMillis(2100)));
+    }
+}
+
+/// Nobody knows when what is missing came: the last moment before it stands for itself alone.
+#[tokio::test]
+async fn nothing_stands_for_the_moments_of_a_gap() {
+    let length = set("a").len() as u64;
+    let came = ["a", "b", "c"].map(set).into_iter().zip([2000, 3000, 4000]);
+    let came = came.map(|(bytes, at)| Came {
+        bytes,
+        at,
+        sealed: true,
+    });
+    let store = archived(&came.collect::<Vec<_>>()).await;
+    let listed = store.list("", None).await.unwrap();
+    let middle = listed
+        .iter()
+        .find(|it| it.name.as_str().contains("-0000000003000-"));
+    store.delete(&middle.unwrap().name).await.unwrap();
+    let broken_off = found_before(&store, START + length).await.unwrap();
+    assert_eq!(broken_off.next, Next::Missing);
+    assert_eq!(broken_off.next_by(), None);
+    let behind = Object::Snapshot {
+        seq: SEQ,
+        id: ID,
+        offset: Offset::new(START + 2 * length),
+        at: UnixMillis(3000),
+    };
+    let body = vec![bytes::Bytes::from_static(b"never read")];
+    store.create(&behind.name(), body).await.unwrap();
+    for found in [
+        found_before(&store, START + length).await.unwrap(),
+        found_at(&store, 2000).await.unwrap(),
+    ] {
+        assert_eq!(found.position.offset, Offset::new(START + length));
+        assert_eq!(found.next, Next::Missing, "before the gap");
+    }
+    assert!(found_at(&store, 2001).await.is_err());
+    let later = found_at(&store, 3000).await.unwrap();
+    assert_eq!(later.next, Next::By(UnixMillis(4000)));
 }
 
 #[tokio::test]
@@ -350,11 +427,14 @@ proptest! {
                 let found = found_at(&store, moment).await.unwrap();
                 assert_eq!(found.position.offset, expected, "at {moment}");
                 assert!(found.received_until <= UnixMillis(moment));
-                assert!(found.next_by.is_none_or(|next| next > UnixMillis(moment)));
+                assert!(found.next_by().is_none_or(|next| next > UnixMillis(moment)));
 
                 let offset = START + pick % (whole_end.as_u64() - START + 1);
                 let found = found_before(&store, offset).await.unwrap();
                 assert_eq!(found.position.offset, last_boundary(&came, offset), "before {offset}");
+                if found.position.offset == Offset::new(offset) {
+                    assert_eq!(found.received_until, received_at(&came, offset), "of {offset}");
+                }
 
                 // What was found is what a restore takes.
                 let loaded = catalog::load(&*store, &[]).await.unwrap();

@@ -43,14 +43,16 @@ pub struct Tally {
     pub raw_bytes: u64,
 }
 
-/// Reads and checks everything that a restore of any moment since `since` needs; everything, where there is none.
-/// `told` hears how many stored bytes were read, and of how many.
+/// Reads and checks everything that a restore of any moment since `since` needs; everything, where there is none. `now` is
+/// what our clock says: what has been there for a while is not on its way any more. `told` hears how many stored bytes
+/// were read, and of how many.
 ///
 /// # Errors
 /// What the store says, where that is not about a single object.
 pub async fn verify(
     store: Arc<dyn Store>,
     since: Option<UnixMillis>,
+    now: UnixMillis,
     mut told: impl FnMut(u64, u64),
 ) -> Result<Report, StoreError> {
     let mut report = Report::default();
@@ -81,7 +83,7 @@ pub async fn verify(
     }
     report
         .findings
-        .extend(structure::findings(&catalog, &listed, &window));
+        .extend(structure::findings(&catalog, &listed, now, &window));
     Ok(report)
 }
 

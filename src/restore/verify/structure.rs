@@ -12,13 +12,20 @@ use super::COPY;
 use super::window::Window;
 
 /// What is younger than this may still be on its way: segments are uploaded a few at a time, parts of a snapshot one by
-/// one. Milliseconds by the store's clock.
+/// one. Milliseconds.
 const UNDER_WAY_MILLIS: u64 = 15 * 60 * 1000;
 
-pub(super) fn findings(catalog: &Catalog, listed: &[Listed], window: &Window) -> Vec<Finding> {
+pub(super) fn findings(
+    catalog: &Catalog,
+    listed: &[Listed],
+    now: UnixMillis,
+    window: &Window,
+) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let now = listed.iter().map(|entry| entry.modified).max();
-    let now = now.unwrap_or_default();
+    // The store's clock has passed the newest object. Where nothing came since, ours tells how long ago that was: an
+    // archive that nobody writes to would else be young for ever.
+    let newest = listed.iter().map(|entry| entry.modified).max();
+    let now = newest.unwrap_or_default().max(now);
     foreign_names(listed, &mut findings);
     without_documents(catalog, listed, &mut findings);
     parts(catalog, listed, now, window, &mut findings);
@@ -232,7 +239,7 @@ mod tests {
     fn bad(sketch: Sketch) -> Vec<&'static str> {
         let catalog = sketch.catalog();
         let window = Window::of(&catalog, None);
-        let findings = findings(&catalog, &[], &window);
+        let findings = findings(&catalog, &[], UnixMillis(0), &window);
         let bad = findings
             .iter()
             .filter(|finding| finding.level == Level::Bad);
@@ -263,6 +270,28 @@ mod tests {
             bad(whole().segment(1, 10).segment(21, 30).snapshot(25)),
             ["gap"]
         );
+    }
+
+    #[test]
+    fn what_is_behind_a_gap_gets_older_though_nothing_comes() {
+        let catalog = whole().segment(1, 10).segment(21, 30).catalog();
+        let segments = catalog.timelines().flat_map(|it| &it.segments);
+        let listed: Vec<Listed> = segments
+            .map(|segment| Listed {
+                name: segment.name.clone(),
+                bytes: segment.bytes,
+                modified: UnixMillis(1_000_000),
+            })
+            .collect();
+        let level = |now| {
+            let window = Window::of(&catalog, None);
+            let found = findings(&catalog, &listed, UnixMillis(now), &window);
+            let gap = found.iter().find(|finding| finding.id == "gap");
+            gap.map(|finding| finding.level)
+        };
+        assert_eq!(level(1_000_000), Some(Level::Warn));
+        assert_eq!(level(0), Some(Level::Warn), "our clock is behind");
+        assert_eq!(level(1_000_000 + UNDER_WAY_MILLIS), Some(Level::Bad));
     }
 
     #[test]

@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use super::{CatalogError, read_document};
 use crate::archive::layout::{
-    Object, ObjectName, Span, TimelineDocument, accepted_prefix, merged_prefix, segments_prefix,
-    timeline_prefix, timelines_after, timelines_prefix,
+    ArchiveDocument, Object, ObjectName, Span, TimelineDocument, accepted_prefix, merged_prefix,
+    segments_prefix, timeline_prefix, timelines_after, timelines_prefix,
 };
 use crate::archive::retention::Dates;
+use crate::archive::timeline::Catalog;
 use crate::position::{Offset, ReplicationId, Ticks, TimelineSeq, UnixMillis};
 use crate::store::measured::LIST_PAGE_OBJECTS;
 use crate::store::{Listed, Store, StoreError};
@@ -99,18 +100,29 @@ impl Kept {
         impl Iterator<Item = (ObjectName, Object, u64)>,
     ) {
         let documents = self.documents.values().cloned().collect();
-        let objects = self.objects.iter();
-        let objects = objects.map(|(object, (bytes, _))| (object.name(), *object, *bytes));
+        let objects = self.dated();
+        let objects = objects.map(|(name, object, bytes, _)| (name, object, bytes));
         (documents, objects)
     }
 
-    /// When each object was created, by the store's clock, of those of which it can tell.
-    pub(super) fn dates(&self) -> Dates {
-        let objects = self.objects.iter();
-        objects
-            .filter(|(_, (_, date))| *date >= EARLIEST)
-            .map(|(object, (_, date))| (object.name(), *date))
-            .collect()
+    /// All objects, each with its stored size in bytes and when it was created, by the store's clock, where that can tell.
+    fn dated(&self) -> impl Iterator<Item = (ObjectName, Object, u64, Option<UnixMillis>)> {
+        self.objects.iter().map(|(object, (bytes, date))| {
+            let date = Some(*date).filter(|date| *date >= EARLIEST);
+            (object.name(), *object, *bytes, date)
+        })
+    }
+
+    /// The catalogue, and when each object was created. Both share the names.
+    pub(super) fn dated_catalog(&self, archive: ArchiveDocument) -> (Catalog, Dates) {
+        let mut dates = Dates::with_capacity(self.objects.len());
+        let objects = self.dated().map(|(name, object, bytes, date)| {
+            dates.extend(date.map(|date| (name.clone(), date)));
+            (name, object, bytes)
+        });
+        let documents = self.documents.values().cloned().collect();
+        let catalog = Catalog::new(Some(archive), documents, objects);
+        (catalog, dates)
     }
 
     /// Keeps the documents alone.

@@ -48,9 +48,7 @@ pub async fn survey(
         return Err(without_document(store).await?);
     };
     kept.list(store, Listing::Whole, now).await?;
-    let (documents, objects) = kept.parts();
-    let catalog = Catalog::new(Some(archive), documents, objects);
-    let dates = kept.dates();
+    let (catalog, dates) = kept.dated_catalog(archive);
     let filled = kept.filled();
     kept.forget_objects();
     Ok(Survey {
