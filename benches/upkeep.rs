@@ -51,6 +51,7 @@ fn archive() -> (Catalog, Dates) {
             id,
             offset,
             at,
+            derived: false,
         };
         (object, at)
     });

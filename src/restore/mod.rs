@@ -3,7 +3,7 @@
 mod ahead;
 mod door;
 pub mod drill;
-mod fill;
+pub mod fill;
 pub mod mapped;
 pub mod moment;
 mod refusal;

@@ -478,6 +478,7 @@ impl Own {
                 program: program.to_owned(),
                 error,
             })?;
+        is_first_to_go(&process);
         Ok(Self {
             program: program.to_owned(),
             process,
@@ -535,6 +536,13 @@ impl Own {
             log: lines[from..].join("\n"),
         }
     }
+}
+
+/// Where memory runs out, it is the scratch server that the kernel takes first, not who started it or the server that it
+/// stands beside. Anybody may ask for that, where there is such a thing.
+fn is_first_to_go(process: &Child) {
+    let adjustment = format!("/proc/{}/oom_score_adj", process.id());
+    let _ = std::fs::write(adjustment, "1000");
 }
 
 fn io_error<'a>(

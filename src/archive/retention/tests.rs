@@ -106,6 +106,64 @@ fn kept_is_the_newest_snapshot_before_the_window_and_all_after_it() {
 }
 
 #[test]
+fn a_derived_snapshot_makes_nothing_superfluous_but_older_derived_ones() {
+    let sketch = || {
+        Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(0)
+            .segment(1, D)
+            .derived(D)
+            .segment(D + 1, 2 * D)
+            .derived(2 * D)
+            .segment(2 * D + 1, 3 * D)
+            .derived(3 * D)
+            .segment(3 * D + 1, 12 * D)
+    };
+    let derived = sketch().catalog();
+    // All moments from the server's own snapshot on stay, and the one with which restores of the window begin.
+    assert_eq!(
+        pruned(&derived, 10 * D + 10, 7),
+        [(1, "snapshot", D), (1, "snapshot", 2 * D)]
+    );
+    assert_eq!(
+        pruned(&derived, 1000 * D, 7),
+        [(1, "snapshot", D), (1, "snapshot", 2 * D)],
+        "whatever their age"
+    );
+    assert_eq!(pruned(&derived, 9 * D + 10, 7), [(1, "snapshot", D)]);
+    // As soon as a server has made another one.
+    let made = sketch().snapshot(12 * D).segment(12 * D + 1, 30 * D);
+    assert_eq!(
+        pruned(&made.catalog(), 20 * D, 7),
+        [
+            (1, "snapshot", 0),
+            (1, "snapshot", D),
+            (1, "snapshot", 2 * D),
+            (1, "snapshot", 3 * D),
+            (1, "segment", D),
+            (1, "segment", 2 * D),
+            (1, "segment", 3 * D),
+            (1, "segment", 12 * D),
+        ]
+    );
+}
+
+#[test]
+fn a_derived_snapshot_stays_where_nothing_else_leads_to_its_place() {
+    // What it was made from was lost in between.
+    let catalog = Sketch::default()
+        .timeline(1, 1, None, 0)
+        .snapshot(0)
+        .segment(1, D - 100)
+        .derived(D)
+        .segment(D + 1, 2 * D)
+        .derived(2 * D)
+        .segment(2 * D + 1, 12 * D)
+        .catalog();
+    assert_eq!(pruned(&catalog, 1000 * D, 7), []);
+}
+
+#[test]
 fn a_branch_needs_its_parent_up_to_the_fork() {
     // The child has no snapshot of its own: what it continues has to stay.
     let catalog = Sketch::default()
