@@ -207,7 +207,15 @@ fn what_has_lapsed_and_was_not_deleted_is_in_it(kind: Kind) {
     assert_eq!(told["offset"], made[0].offset);
     assert_eq!(forks(&master), before);
     let key = |name: &str| {
-        let (code, said, _) = run_cli(&["inspect", "--archive", &url, "--key", name, "--db", "2"]);
+        let (code, said, _) = run_cli(&[
+            "inspect",
+            "--archive",
+            &url,
+            "--key",
+            name,
+            "--database",
+            "2",
+        ]);
         (code, said)
     };
     assert_eq!(key("lapsed").0, 0, "{:?}", key("lapsed"));

@@ -23,6 +23,8 @@ const FRAGMENT_MILLIS_MIN: u64 = 24 * 60 * 60 * 1000;
 pub struct PrunePlan {
     /// Every moment from here on stays.
     pub window_start: UnixMillis,
+    /// Everything since then stays although it is older, because the head's snapshots before the window were derived from it.
+    pub held_since: Option<UnixMillis>,
     /// What goes, in this order, each with its stored size in bytes: snapshots before the replication stream behind them,
     /// so that what is left when it is cut short does not look like a gap.
     pub deletions: Vec<(ObjectName, u64)>,
@@ -93,6 +95,7 @@ pub fn prune(
     needed.check(&deletions)?;
     Ok(PrunePlan {
         window_start,
+        held_since: needed.held_since(window_start),
         deletions,
     })
 }
@@ -262,6 +265,22 @@ impl<'a> Needed<'a> {
             })
             .flat_map(|(_, it)| it.objects().into_iter().rev())
             .collect()
+    }
+
+    /// When the head's newest snapshot of a server was taken, or its timeline began, where a derived one could serve the
+    /// window.
+    fn held_since(&self, window_start: UnixMillis) -> Option<UnixMillis> {
+        let catalog = self.stock.catalog;
+        let timeline = catalog.timeline(catalog.head()?.timeline)?;
+        let mut before = timeline
+            .snapshots
+            .iter()
+            .filter(|it| self.stock.moment(&it.name, it.at) <= window_start)
+            .rev()
+            .peekable();
+        before.next_if(|newest| newest.derived)?;
+        let made = before.find(|it| !it.derived);
+        Some(made.map_or(timeline.document.created_at, |it| it.at))
     }
 
     fn deletions(&self) -> Vec<(ObjectName, u64)> {

@@ -37,8 +37,7 @@ fn filled(catalog: &Catalog) -> BTreeSet<(TimelineSeq, ReplicationId)> {
     filled.map(|it| (it.seq(), it.id())).collect()
 }
 
-/// What is pruned at `minute`, as (timeline, "snapshot" or "segment", offset or last offset).
-fn pruned(catalog: &Catalog, minute: u64, days: u64) -> Vec<(u32, &'static str, u64)> {
+fn planned(catalog: &Catalog, minute: u64, days: u64) -> PrunePlan {
     let dates = dates(catalog);
     let stock = Stock {
         catalog,
@@ -49,8 +48,17 @@ fn pruned(catalog: &Catalog, minute: u64, days: u64) -> Vec<(u32, &'static str, 
         retention_millis: days * DAY,
         ..Policy::default()
     };
-    let plan = prune(&stock, &policy, &filled(catalog)).unwrap();
-    plan.deletions
+    prune(&stock, &policy, &filled(catalog)).unwrap()
+}
+
+fn held_since(catalog: &Catalog, minute: u64) -> Option<UnixMillis> {
+    planned(catalog, minute, 7).held_since
+}
+
+/// What is pruned at `minute`, as (timeline, "snapshot" or "segment", offset or last offset).
+fn pruned(catalog: &Catalog, minute: u64, days: u64) -> Vec<(u32, &'static str, u64)> {
+    planned(catalog, minute, days)
+        .deletions
         .iter()
         .map(|(name, _)| {
             use crate::archive::layout::Object;
@@ -131,10 +139,14 @@ fn a_derived_snapshot_makes_nothing_superfluous_but_older_derived_ones() {
         "whatever their age"
     );
     assert_eq!(pruned(&derived, 9 * D + 10, 7), [(1, "snapshot", D)]);
+    assert_eq!(held_since(&derived, 1000 * D), Some(UnixMillis(0)));
+    assert_eq!(held_since(&derived, 8 * D), None, "not held by it yet");
     // As soon as a server has made another one.
     let made = sketch().snapshot(12 * D).segment(12 * D + 1, 30 * D);
+    let made = made.catalog();
+    assert_eq!(held_since(&made, 20 * D), None);
     assert_eq!(
-        pruned(&made.catalog(), 20 * D, 7),
+        pruned(&made, 20 * D, 7),
         [
             (1, "snapshot", 0),
             (1, "snapshot", D),
