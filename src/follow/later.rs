@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use super::follower::{FollowEnd, Follower, SnapshotNeed, auth_of};
 use super::replayed::{ReplayError, Replaying, Replays};
 use super::replicas::{NoSource, usable};
-use super::schedule::Standing;
+use super::schedule::{Reason, Standing};
 use super::session::Session;
 use super::snapshots::{Ask, SnapshotFailure, Taken, fetch};
 use super::uploader::Uploader;
@@ -127,9 +127,10 @@ impl Later {
 
 impl Follower {
     /// The next link takes a snapshot at once, and [`stream`](Self::stream) ends with it:
-    /// [`FollowEnd::Asked`].
-    pub fn ask_for_snapshot(&mut self) {
+    /// [`FollowEnd::Asked`]. It stands at `offset` or behind it: where the server is now.
+    pub fn ask_for_snapshot(&mut self, offset: Offset) {
         self.asked = true;
+        self.asked_at = offset;
         self.schedule.ask();
     }
 
@@ -179,7 +180,11 @@ impl Follower {
         tracing::info!("taking a snapshot{from}: {reason}");
         self.schedule.forked(now);
         let (told, stands_at) = oneshot::channel();
-        let task = tokio::spawn(self.attempt(&session.uploader, session.boundary(), told));
+        let wanted = match reason {
+            Reason::Asked => self.asked_at.max(session.boundary()),
+            Reason::Log(_) | Reason::Age(_) => session.boundary(),
+        };
+        let task = tokio::spawn(self.attempt(&session.uploader, wanted, told));
         if let Some(lane) = &mut self.lane {
             lane.later = Some(Later {
                 task,
@@ -202,12 +207,11 @@ impl Follower {
         is_free && !session.is_stopping() && !session.is_store_failing()
     }
 
-    /// One attempt, from the look whether it is still needed to the object in the store. `received`: the last boundary
-    /// that was.
+    /// One attempt, from the look whether it is still needed to the object in the store. `wanted` is to be in it.
     fn attempt(
         &self,
         uploader: &Arc<Uploader>,
-        received: Offset,
+        wanted: Offset,
         told: oneshot::Sender<Offset>,
     ) -> impl Future<Output = Result<Outcome, LaterFailure>> + Send + use<> {
         let floor = self.schedule.floor();
@@ -245,7 +249,7 @@ impl Follower {
                         parting,
                         clock,
                     };
-                    return replaying.run(received, told).await;
+                    return replaying.run(wanted, told).await;
                 }
             };
             let ask = Ask {

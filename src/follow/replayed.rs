@@ -102,15 +102,16 @@ pub(super) struct Replaying {
 }
 
 impl Replaying {
-    /// Waits until what was `received` is stored, of which it tells, and goes from there to the snapshot in the store.
+    /// Waits until everything up to `wanted` is stored, of which it tells, and goes from there to the snapshot in the
+    /// store.
     pub(super) async fn run(
         self,
-        received: Offset,
+        wanted: Offset,
         told: oneshot::Sender<Offset>,
     ) -> Result<Outcome, LaterFailure> {
         let began = self.clock.ticks();
-        let not_stored = SnapshotFailure::NotStored(received);
-        if told.send(received).is_err() || !until_stored(&self.uploader, received).await {
+        let not_stored = SnapshotFailure::NotStored(wanted);
+        if told.send(wanted).is_err() || !until_stored(&self.uploader, wanted).await {
             return Err(not_stored.into());
         }
         let durable = self.uploader.subscribe().borrow().durable;

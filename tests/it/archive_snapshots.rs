@@ -233,6 +233,20 @@ fn what_has_lapsed_and_was_not_deleted_is_in_it(kind: Kind) {
         &Digest::of(&server.address()),
     );
     perennial.assert_healthy();
+
+    // Where nothing else follows, what the server holds by now is stored first, and in it.
+    perennial.kill();
+    client.line("SET alone 1");
+    let offset = master.info_number("replication", "master_repl_offset");
+    let (code, _, error) = ask();
+    assert_eq!(code, 0, "{error}");
+    let status = archive.status();
+    assert_one_history(&status);
+    let made = derived(&status);
+    assert_eq!(made.len(), 2, "{status:#?}");
+    assert!(made[1].offset >= offset, "{offset}: {status:#?}");
+    assert_eq!(key("alone").0, 0);
+    assert_eq!(forks(&master), before);
 }
 
 fn write(master: &Server) {
