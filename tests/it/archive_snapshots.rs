@@ -295,6 +295,52 @@ fn a_scratch_server_of_another_version_disturbs_nothing() {
     disturbs_nothing(&master, newer.to_str().unwrap(), said);
 }
 
+/// The scratch server that a process has started.
+fn scratch_of(pid: u32) -> Option<u32> {
+    let processes = std::fs::read_dir("/proc").ok()?.flatten();
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.find(|it| {
+        let status = std::fs::read_to_string(format!("/proc/{it}/status")).unwrap_or_default();
+        status.contains(&format!("PPid:\t{pid}\n")) && is_scratch(*it)
+    })
+}
+
+fn is_scratch(pid: u32) -> bool {
+    let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&arguments).contains("perennial-scratch-")
+}
+
+/// Killed by force Perennial can end nothing: the next one does.
+#[test]
+fn a_scratch_server_that_was_left_behind_is_ended_by_the_next_one() {
+    let Some((master, program)) = start(REDIS_7_0) else {
+        return;
+    };
+    write_everything(&mut master.client(), 0);
+    let archive = Archive::new();
+    let mut perennial = follow(&master, &archive, &program);
+    let mut client = master.client();
+    let mut orphan = None;
+    until("a scratch server outlives Perennial", DEADLINE, || {
+        client.ok(&["SET", "filler", &"x".repeat(30_000)]);
+        orphan = scratch_of(perennial.pid());
+        let Some(pid) = orphan else {
+            return false;
+        };
+        perennial.kill();
+        let stays = is_scratch(pid);
+        perennial.start_again();
+        stays
+    });
+    let orphan = orphan.unwrap();
+    let count = derived(&archive.status()).len();
+    until("it is gone, and another one has worked", DEADLINE, || {
+        client.ok(&["SET", "filler", &"x".repeat(30_000)]);
+        !is_scratch(orphan) && derived(&archive.status()).len() > count
+    });
+    perennial.assert_healthy();
+}
+
 #[test]
 fn without_a_scratch_server_nothing_begins() {
     let archive = Archive::new();
