@@ -144,6 +144,7 @@ fn snapshots(criterion: &mut Criterion) {
         id: context().id,
         offset: Offset::new(7),
         at: AT,
+        derived: false,
     };
     let stored = Bytes::from(encoded(snapshot_blocks(&payload), &mut compressor).concat());
     group.bench_function("read", |bench| {
@@ -201,6 +202,7 @@ async fn whole_archive(store: &dyn Store) -> u64 {
         id,
         offset: Offset::new(7),
         at: AT,
+        derived: false,
     };
     let blocks = encoded(snapshot_blocks(&payload), &mut compressor).concat();
     objects.push((snapshot.name(), blocks.into()));

@@ -52,6 +52,7 @@ fn archive() -> (Catalog, Dates) {
             id,
             offset,
             at,
+            derived: false,
         };
         (object, at)
     });

@@ -30,6 +30,8 @@ pub mod follow;
 pub mod restore;
 pub mod upkeep;
 
+pub mod replay;
+
 pub mod http;
 pub mod metrics;
 

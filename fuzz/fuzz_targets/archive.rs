@@ -107,6 +107,7 @@ fn snapshot(seed: u8, bytes: &[u8]) {
         id: id(1),
         offset: Offset::ZERO,
         at: UnixMillis(0),
+        derived: false,
     };
     let mut reader = SnapshotReader::new(&object).expect("the object is a snapshot");
     for piece in cut(bytes, seed) {
@@ -159,6 +160,7 @@ fn timelines(bytes: &[u8]) {
                 id,
                 offset: Offset::new(a),
                 at: UnixMillis(b),
+                derived: a % 3 == 1,
             },
             (2, Some((seq, id))) => Object::Accepted {
                 seq,

@@ -301,7 +301,7 @@ mod replication_id {
     }
 }
 
-mod optional_position {
+pub(super) mod optional_position {
     use super::*;
 
     #[derive(Serialize, Deserialize)]
@@ -312,7 +312,7 @@ mod optional_position {
         offset: Offset,
     }
 
-    pub(super) fn serialize<S: serde::Serializer>(
+    pub(in crate::archive) fn serialize<S: serde::Serializer>(
         position: &Option<Position>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
@@ -321,7 +321,7 @@ mod optional_position {
             .serialize(serializer)
     }
 
-    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(
+    pub(in crate::archive) fn deserialize<'de, D: serde::Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Option<Position>, D::Error> {
         let spelled = Option::<Spelled>::deserialize(deserializer)?;

@@ -172,6 +172,7 @@ fn a_stored_snapshot_cut_into_parts_is_read_as_the_whole() {
             id,
             offset,
             at,
+            derived,
         }) = Object::parse(SNAPSHOT)
         else {
             panic!("{SNAPSHOT}");
@@ -181,6 +182,7 @@ fn a_stored_snapshot_cut_into_parts_is_read_as_the_whole() {
             id,
             offset,
             at,
+            derived,
             part: u32::try_from(number).unwrap() + 1,
             last: number + 1 == blocks.len(),
         }

@@ -30,6 +30,8 @@ const SNAPSHOTS: &str = "snapshots/";
 const SEGMENTS: &str = "segments/";
 const MERGED: &str = "merged/";
 const DOCUMENT_SUFFIX: &str = ".json";
+/// Behind the time of a snapshot that was made from the archive.
+const DERIVED: &str = "-derived";
 const SNAPSHOT_SUFFIX: &str = ".rdb.blocks";
 const SEGMENT_SUFFIX: &str = ".blocks";
 
@@ -248,6 +250,8 @@ pub enum Object {
         offset: Offset,
         /// When it was taken.
         at: UnixMillis,
+        /// No server that was followed made it, but one that was filled from the archive.
+        derived: bool,
     },
     /// A part of an RDB payload that is too large for one object.
     SnapshotPart {
@@ -259,6 +263,8 @@ pub enum Object {
         offset: Offset,
         /// When it was taken.
         at: UnixMillis,
+        /// As of a snapshot in one object.
+        derived: bool,
         /// Which part it is, from 1 to [`PART_MAX`].
         part: u32,
         /// Whether it is the last one, which bears the end block: never the first.
@@ -305,24 +311,28 @@ impl Object {
                 id,
                 offset,
                 at,
+                derived,
             } => format!(
-                "{}{:0OFFSET_DIGITS$}-{:0MILLIS_DIGITS$}{SNAPSHOT_SUFFIX}",
+                "{}{:0OFFSET_DIGITS$}-{:0MILLIS_DIGITS$}{}{SNAPSHOT_SUFFIX}",
                 snapshots_prefix(*seq, id),
                 offset.as_u64(),
                 at.min(&UNIX_MILLIS_MAX).0,
+                if *derived { DERIVED } else { "" },
             ),
             Self::SnapshotPart {
                 seq,
                 id,
                 offset,
                 at,
+                derived,
                 part,
                 last,
             } => format!(
-                "{}{:0OFFSET_DIGITS$}-{:0MILLIS_DIGITS$}-{part:0PART_DIGITS$}{}{SNAPSHOT_SUFFIX}",
+                "{}{:0OFFSET_DIGITS$}-{:0MILLIS_DIGITS$}{}-{part:0PART_DIGITS$}{}{SNAPSHOT_SUFFIX}",
                 snapshots_prefix(*seq, id),
                 offset.as_u64(),
                 at.min(&UNIX_MILLIS_MAX).0,
+                if *derived { DERIVED } else { "" },
                 if *last { LAST_PART } else { "" },
             ),
             Self::Segment {
@@ -379,15 +389,22 @@ impl Object {
         if let Some(snapshot) = rest.strip_prefix(SNAPSHOTS) {
             let (offset, rest) = snapshot.strip_suffix(SNAPSHOT_SUFFIX)?.split_once('-')?;
             let offset = Offset::new(number(offset, OFFSET_DIGITS)?);
-            let Some((at, part)) = rest.split_once('-') else {
-                let at = UnixMillis(number(rest, MILLIS_DIGITS)?);
+            let (at, rest) = rest.split_at_checked(MILLIS_DIGITS)?;
+            let at = UnixMillis(number(at, MILLIS_DIGITS)?);
+            let (derived, rest) = match rest.strip_prefix(DERIVED) {
+                Some(rest) => (true, rest),
+                None => (false, rest),
+            };
+            if rest.is_empty() {
                 return Some(Self::Snapshot {
                     seq,
                     id,
                     offset,
                     at,
+                    derived,
                 });
-            };
+            }
+            let part = rest.strip_prefix('-')?;
             let (part, last) = match part.strip_suffix(LAST_PART) {
                 Some(part) => (part, true),
                 None => (part, false),
@@ -398,7 +415,8 @@ impl Object {
                 seq,
                 id,
                 offset,
-                at: UnixMillis(number(at, MILLIS_DIGITS)?),
+                at,
+                derived,
                 part,
                 last,
             });
@@ -422,7 +440,8 @@ impl Object {
             Self::Archive => "archive document",
             Self::Timeline { .. } => "timeline document",
             Self::Accepted { .. } => "acceptance",
-            Self::Snapshot { .. } => "snapshot",
+            Self::Snapshot { derived: false, .. } => "snapshot",
+            Self::Snapshot { derived: true, .. } => "derived snapshot",
             Self::SnapshotPart { .. } => "part of a snapshot",
             Self::Segment { merged: false, .. } => "segment",
             Self::Segment { merged: true, .. } => "merged segment",
@@ -437,6 +456,7 @@ impl Object {
                 id,
                 offset,
                 at,
+                derived,
                 part,
                 last: false,
             } if part < PART_MAX => Some(Self::SnapshotPart {
@@ -444,6 +464,7 @@ impl Object {
                 id,
                 offset,
                 at,
+                derived,
                 part: part + 1,
                 last: ends,
             }),
@@ -562,6 +583,7 @@ mod tests {
             id: id(),
             offset: Offset::new(42),
             at: UnixMillis(1_700_000_000_000),
+            derived: false,
             part,
             last,
         }
@@ -600,9 +622,36 @@ mod tests {
                     id: id(),
                     offset: Offset::new(42),
                     at: UnixMillis(1_700_000_000_000),
+                    derived: false,
                 },
                 format!(
                     "timelines/00000003-{ID}/snapshots/00000000000000000042-1700000000000.rdb.blocks"
+                ),
+            ),
+            (
+                Object::Snapshot {
+                    seq,
+                    id: id(),
+                    offset: Offset::new(42),
+                    at: UnixMillis(1_700_000_000_000),
+                    derived: true,
+                },
+                format!(
+                    "timelines/00000003-{ID}/snapshots/00000000000000000042-1700000000000-derived.rdb.blocks"
+                ),
+            ),
+            (
+                Object::SnapshotPart {
+                    seq,
+                    id: id(),
+                    offset: Offset::new(42),
+                    at: UnixMillis(1_700_000_000_000),
+                    derived: true,
+                    part: 2,
+                    last: true,
+                },
+                format!(
+                    "timelines/00000003-{ID}/snapshots/00000000000000000042-1700000000000-derived-0002-end.rdb.blocks"
                 ),
             ),
             (
@@ -778,24 +827,28 @@ mod tests {
                     order
                 }
             ),
-            (any_seq(), any_id(), any::<u64>(), any_at()).prop_map(|(seq, id, offset, at)| {
-                Object::Snapshot {
-                    seq,
-                    id,
-                    offset: Offset::new(offset),
-                    at,
+            (any_seq(), any_id(), any::<u64>(), any_at(), any::<bool>()).prop_map(
+                |(seq, id, offset, at, derived)| {
+                    Object::Snapshot {
+                        seq,
+                        id,
+                        offset: Offset::new(offset),
+                        at,
+                        derived,
+                    }
                 }
-            }),
+            ),
             (
                 (any_seq(), any_id(), any::<u64>(), any_at()),
-                (2..=PART_MAX, any::<bool>())
+                (any::<bool>(), 2..=PART_MAX, any::<bool>())
             )
-                .prop_map(|((seq, id, offset, at), (part, last))| {
+                .prop_map(|((seq, id, offset, at), (derived, part, last))| {
                     Object::SnapshotPart {
                         seq,
                         id,
                         offset: Offset::new(offset),
                         at,
+                        derived,
                         part,
                         last,
                     }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::block::{BLOCK_RAW_BYTES_MAX, Boundary, Content, RawBlock, decode_header};
 use super::layout::{Object, ObjectName, UNIX_MILLIS_MAX};
 use super::pieces::Pieces;
-use crate::position::{Offset, ReplicationId, TimelineSeq, UnixMillis};
+use crate::position::{Offset, Position, ReplicationId, TimelineSeq, UnixMillis};
 
 pub use head::{RDB_HEAD_BYTES_MAX, RdbHead, RdbMagic, leading_module_type, read_head};
 pub use reader::{SnapshotReadError, SnapshotReader};
@@ -109,15 +109,23 @@ pub struct SnapshotEnd {
 pub struct SnapshotFacts {
     /// What is known of the payload's own checksum.
     pub checksum: RdbChecksum,
+    /// Of a derived snapshot: the one with which the replay began.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        with = "super::document::optional_position"
+    )]
+    pub replayed_from: Option<Position>,
     /// What the payload's head says.
     #[serde(flatten)]
     pub head: RdbHead,
 }
 
 impl SnapshotEnd {
-    fn encode(summary: &SnapshotSummary) -> Bytes {
+    fn encode(summary: &SnapshotSummary, replayed_from: Option<Position>) -> Bytes {
         let facts = SnapshotFacts {
             checksum: summary.checksum,
+            replayed_from,
             head: summary.head.clone(),
         };
         let mut payload = Vec::new();
@@ -165,6 +173,7 @@ pub fn payload_bytes_in(tail: &[u8]) -> Option<u64> {
 pub struct SnapshotBuilder {
     offset: Offset,
     at: UnixMillis,
+    replayed_from: Option<Position>,
     scan: PayloadScan,
     pieces: Pieces,
     /// How many bytes of the payload lie in finished blocks.
@@ -187,11 +196,30 @@ impl SnapshotBuilder {
         Self {
             offset,
             at: at.min(UNIX_MILLIS_MAX),
+            replayed_from: None,
             scan: PayloadScan::new(),
             pieces: Pieces::default(),
             blocked: 0,
             ready: VecDeque::new(),
         }
+    }
+
+    /// It is derived: not made by a server that was followed, but by one that was filled with the snapshot at `from` and
+    /// what came after it.
+    #[must_use]
+    pub const fn derived(mut self, from: Position) -> Self {
+        self.replayed_from = Some(from);
+        self
+    }
+
+    /// Where it stands.
+    pub const fn offset(&self) -> Offset {
+        self.offset
+    }
+
+    /// When it was taken.
+    pub const fn at(&self) -> UnixMillis {
+        self.at
     }
 
     /// Its name on a timeline, as one object.
@@ -201,6 +229,7 @@ impl SnapshotBuilder {
             id,
             offset: self.offset,
             at: self.at,
+            derived: self.replayed_from.is_some(),
         }
         .name()
     }
@@ -212,6 +241,7 @@ impl SnapshotBuilder {
             id,
             offset: self.offset,
             at: self.at,
+            derived: self.replayed_from.is_some(),
             part: 1,
             last: false,
         }
@@ -251,7 +281,7 @@ impl SnapshotBuilder {
             content: Content::End {
                 bytes: summary.bytes,
             },
-            pieces: SnapshotEnd::encode(&summary).into(),
+            pieces: SnapshotEnd::encode(&summary, self.replayed_from).into(),
             ..Self::block(self.offset, self.at)
         };
         self.ready.push_back(end);

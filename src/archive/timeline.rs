@@ -100,23 +100,30 @@ impl Catalog {
                 continue;
             };
             match object {
-                Object::Snapshot { offset, at, .. } => {
+                Object::Snapshot {
+                    offset,
+                    at,
+                    derived,
+                    ..
+                } => {
                     timeline.snapshots.push(SnapshotEntry {
                         name,
                         parts: Vec::new(),
                         offset,
                         at,
+                        derived,
                         bytes,
                     });
                 }
                 Object::SnapshotPart {
                     offset,
                     at,
+                    derived,
                     part,
                     last,
                     ..
                 } => {
-                    let parts = in_parts.entry((seq, id, offset, at)).or_default();
+                    let parts = in_parts.entry((seq, id, offset, at, derived)).or_default();
                     parts.0.entry(part).or_default().push((name, bytes, last));
                 }
                 Object::Segment { span, .. } => {
@@ -128,12 +135,12 @@ impl Catalog {
                 Object::Archive | Object::Timeline { .. } => {}
             }
         }
-        for ((seq, id, offset, at), parts) in in_parts {
+        for ((seq, id, offset, at, derived), parts) in in_parts {
             let Some(timeline) = folders.get_mut(&(seq, id)) else {
                 continue;
             };
             let objects = parts.objects();
-            match parts.entry(offset, at) {
+            match parts.entry(offset, at, derived) {
                 Ok(entry) => timeline.snapshots.push(entry),
                 Err(why) => {
                     problems.push(format!(

@@ -804,14 +804,25 @@ pub struct SnapshotArguments {
     pub snapshot_log_bytes: String,
 
     /// Take them from this replica of the server, so that the server does not fork; redis://... as for --redis,
-    /// whose password is used where it has none. The first one always comes from the server
+    /// whose password is used where it has none. With the word archive, from what is archived (needs --scratch): nobody
+    /// forks. The first one always comes from the server
     #[arg(
         long,
         env = "PERENNIAL_SNAPSHOT_FROM",
         hide_env_values = true,
-        value_name = "URL"
+        value_name = "URL|archive"
     )]
     pub snapshot_from: Option<String>,
+
+    /// For --snapshot-from archive: the path of a redis-server or valkey-server of the version that is followed. It runs
+    /// while a snapshot is made, on this machine, and needs memory for all the data
+    #[arg(
+        long,
+        env = "PERENNIAL_SCRATCH",
+        hide_env_values = true,
+        value_name = "PROGRAM"
+    )]
+    pub scratch: Option<String>,
 }
 
 /// How to reach a server, besides its address.
@@ -931,7 +942,7 @@ pub struct SeedArguments {
 #[command(after_help = "\
 It follows the server for a moment, from where the archive ends, stores what is missing up to the snapshot and then \
 the snapshot itself, so it can be used beside a running `perennial run`, which counts its next one from this one. The \
-server forks once, or the replica of --snapshot-from. Nothing is begun: where the archive does not hold this server's \
+server forks once, or the replica of --snapshot-from, or nobody. Nothing is begun: where the archive does not hold this server's \
 history up to now, it fails and says so.
 
 Exit codes: 0 stored, 1 not, 2 wrong usage.")]
@@ -959,14 +970,24 @@ pub struct OneSnapshotArguments {
     )]
     pub archive: String,
 
-    /// Take it from this replica of the server, so that the server does not fork
+    /// Take it from this replica of the server, so that the server does not fork; or, with the word archive, from what is
+    /// archived (needs --scratch): nobody forks
     #[arg(
         long,
         env = "PERENNIAL_SNAPSHOT_FROM",
         hide_env_values = true,
-        value_name = "URL"
+        value_name = "URL|archive"
     )]
     pub snapshot_from: Option<String>,
+
+    /// For --snapshot-from archive: the path of a redis-server or valkey-server of the version that is followed
+    #[arg(
+        long,
+        env = "PERENNIAL_SCRATCH",
+        hide_env_values = true,
+        value_name = "PROGRAM"
+    )]
+    pub scratch: Option<String>,
 
     /// Print JSON with stable field names
     #[arg(long, env = "PERENNIAL_JSON", hide_env_values = true)]
@@ -1054,6 +1075,7 @@ impl RunArguments {
                 log_ratio: self.snapshots.snapshot_log_ratio,
                 log_bytes: self.snapshots.snapshot_log_bytes,
                 from: self.snapshots.snapshot_from,
+                scratch: self.snapshots.scratch,
             },
             spool_dir: self.spool_dir,
             spool_bytes: self.spool_bytes,
@@ -1091,6 +1113,7 @@ impl OneSnapshotArguments {
             snapshot_part_bytes: "300GB".into(),
             snapshots: SnapshotSettings {
                 from: self.snapshot_from,
+                scratch: self.scratch,
                 ..Default::default()
             },
             spool_dir: None,

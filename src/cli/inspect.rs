@@ -196,8 +196,9 @@ impl Input {
         Ok(Self {
             total,
             about: format!(
-                "{}: snapshot at offset {} of timeline {timeline}, taken {}; what came after it is not in here",
+                "{}: {}snapshot at offset {} of timeline {timeline}, taken {}; what came after it is not in here",
                 store.address(),
+                if snapshot.derived { "derived " } else { "" },
                 snapshot.offset,
                 super::status::time(snapshot.at),
             ),

@@ -24,6 +24,7 @@ pub async fn run(arguments: &ArchiveArguments) -> anyhow::Result<()> {
                     json!({
                         "kind": "snapshot", "timeline": seq, "name": snapshot.name.as_str(),
                         "offset": snapshot.offset.as_u64(), "at": snapshot.at.0, "bytes": snapshot.bytes,
+                        "derived": snapshot.derived,
                         "parts": snapshot.parts.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
                     })
                 });
@@ -45,10 +46,11 @@ pub async fn run(arguments: &ArchiveArguments) -> anyhow::Result<()> {
         say(&timeline_line(catalog, timeline));
         for snapshot in &timeline.snapshots {
             say(&format!(
-                "  snapshot  at offset {:>12}  {}  {}",
+                "  snapshot  at offset {:>12}  {}  {}{}",
                 snapshot.offset.as_u64(),
                 time(snapshot.at),
-                bytesize::ByteSize(snapshot.bytes)
+                bytesize::ByteSize(snapshot.bytes),
+                if snapshot.derived { "  derived" } else { "" },
             ));
         }
         for segment in &timeline.segments {

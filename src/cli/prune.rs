@@ -99,6 +99,7 @@ fn plans_json(plans: &Plans) -> Value {
         "delete_merged": superfluous.collect::<Vec<_>>(),
         "delete_old": old.as_ref().ok(),
         "window_start_ms": plans.prune.as_ref().ok().map(|plan| plan.window_start.0),
+        "held_since_ms": plans.prune.as_ref().ok().and_then(|plan| plan.held_since).map(|at| at.0),
         "refused": plans.prune.as_ref().err().map(ToString::to_string),
     })
 }
@@ -130,6 +131,13 @@ fn plans_text(plans: &Plans) -> String {
                 time(plan.window_start),
                 bytesize::ByteSize(plan.bytes())
             ));
+            if let Some(since) = plan.held_since {
+                lines.push(format!(
+                    "so does everything since {}, from which later snapshots were derived: one from the server or a replica \
+                     (perennial snapshot) lets it go",
+                    time(since)
+                ));
+            }
         }
         Err(error) => lines.push(format!("! {error}")),
     }

@@ -100,7 +100,7 @@ async fn take(
         Err(end) => bail!("{end}"),
     };
     drop(loaded);
-    follower.ask_for_snapshot();
+    follower.ask_for_snapshot(server.offset);
     let end = follower.stream(&mut link, &mut stop).await;
     let timeline = follower.timeline();
     drop(link);

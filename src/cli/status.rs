@@ -167,6 +167,7 @@ fn timeline_json(catalog: &Catalog, timeline: &Timeline) -> Value {
         "last_at": catalog.received_at(seq).0,
         "snapshots": timeline.snapshots.iter().map(|snapshot| json!({
             "offset": snapshot.offset.as_u64(), "at": snapshot.at.0, "bytes": snapshot.bytes,
+            "derived": snapshot.derived,
         })).collect::<Vec<_>>(),
         "segments": timeline.segments.len(),
         "bytes": timeline.stored_bytes(),
@@ -346,10 +347,18 @@ pub fn timeline_line(catalog: &Catalog, timeline: &Timeline) -> String {
     format!(
         "timeline {seq}  {}  {origin}{standing}\n    {end}, {}, {}, {}",
         &timeline.id().to_string()[..8],
-        counted(timeline.snapshots.len(), "snapshot"),
+        snapshots(timeline),
         counted(timeline.segments.len(), "segment"),
         bytesize::ByteSize(timeline.stored_bytes()),
     )
+}
+
+fn snapshots(timeline: &Timeline) -> String {
+    let all = counted(timeline.snapshots.len(), "snapshot");
+    match timeline.snapshots.iter().filter(|it| it.derived).count() {
+        0 => all,
+        derived => format!("{all} ({derived} derived)"),
+    }
 }
 
 fn counted(count: usize, what: &str) -> String {

@@ -207,6 +207,15 @@ fn of_drill(drilled: &Drilled) -> Vec<Finding> {
              and that a server takes every command, not that the data are those of the master; a second snapshot will \
              tell",
         ),
+        Some(compared) if compared.is_same() && compared.derived => Finding::unknown(
+            "drill-oracle",
+            format!(
+                "{}; that one was derived, made by replaying the archive: this says that a replay gives the same twice, not \
+                 that the data are those of the master; a second snapshot of the server or of a replica will tell \
+                 (`perennial snapshot`)",
+                same(compared)
+            ),
+        ),
         Some(compared) if compared.is_same() => Finding::ok("drill-oracle", same(compared)),
         Some(compared) => Finding::bad(
             "drill-oracle",
@@ -243,10 +252,15 @@ fn same(compared: &Compared) -> String {
         some => format!("; {some} whose time has run out were passed over"),
     };
     format!(
-        "the snapshot at {} and {} of replication stream give the data of the snapshot that the master made at {} ({}): \
-         {} keys are the same{lapsed}",
+        "the snapshot at {} and {} of replication stream give the data of the snapshot {} at {} ({}): {} keys are the \
+         same{lapsed}",
         compared.from,
         bytesize::ByteSize(compared.stream_bytes),
+        if compared.derived {
+            "that stands"
+        } else {
+            "that the master made"
+        },
         compared.to,
         time(compared.at),
         differences.compared,
@@ -276,6 +290,7 @@ fn as_json(verified: &Verified) -> Value {
                 "from": position(compared.from),
                 "to": position(compared.to),
                 "at": compared.at.0,
+                "derived": compared.derived,
                 "stream_bytes": compared.stream_bytes,
                 "keys": compared.differences.compared,
                 "passed_over": compared.differences.passed_over,

@@ -1,10 +1,16 @@
 //! When snapshots behind the first one are taken, and from where.
 
+use std::sync::Arc;
+
 use super::{BadSetting, TlsSettings, bad, bytes, duration, encrypt, millis};
 use crate::follow::schedule::LOG_BYTES_MIN;
 use crate::follow::{ScheduleOptions, SnapshotSource};
+use crate::replay::Replayer;
 use crate::server::net::{Address, Endpoint};
+use crate::server::scratch::ScratchPlace;
 
+/// What `--snapshot-from` says for the archive itself.
+const FROM_ARCHIVE: &str = "archive";
 /// The largest `--snapshot-log-ratio`.
 const LOG_RATIO_MAX: f64 = 1_000_000.0;
 
@@ -21,6 +27,8 @@ pub struct SnapshotSettings {
     pub log_bytes: String,
     /// `--snapshot-from`
     pub from: Option<String>,
+    /// `--scratch`
+    pub scratch: Option<String>,
 }
 
 impl Default for SnapshotSettings {
@@ -31,6 +39,7 @@ impl Default for SnapshotSettings {
             log_ratio: "1.0".into(),
             log_bytes: format!("{LOG_BYTES_MIN}B"),
             from: None,
+            scratch: None,
         }
     }
 }
@@ -60,11 +69,33 @@ impl SnapshotSettings {
         let Some(text) = &self.from else {
             return Ok(SnapshotSource::Followed);
         };
+        if text == FROM_ARCHIVE {
+            return Ok(SnapshotSource::Archive(Arc::new(self.replayer()?)));
+        }
         let mut address: Address = text.parse().map_err(|error| bad("snapshot-from", error))?;
         if matches!(address.endpoint, Endpoint::Tls { .. }) {
             encrypt(&mut address, tls)?;
         }
         Ok(SnapshotSource::Replica(address))
+    }
+
+    fn replayer(&self) -> Result<Replayer, BadSetting> {
+        let Some(text) = &self.scratch else {
+            return Err(bad(
+                "snapshot-from",
+                "archive needs --scratch with the path of a redis-server or valkey-server, of the version that is followed: \
+                 the archive is replayed into it",
+            ));
+        };
+        match text.parse() {
+            Ok(ScratchPlace::Program(program)) => Ok(Replayer::new(program)),
+            // It would stay filled, and somebody's replica, if we died in the middle.
+            Ok(ScratchPlace::Server(_)) => Err(bad(
+                "scratch",
+                "--snapshot-from archive needs the path of a program: a server that is lent cannot be used again and again",
+            )),
+            Err(error) => Err(bad("scratch", error)),
+        }
     }
 }
 
@@ -138,5 +169,24 @@ mod tests {
         };
         let error = from.source(&TlsSettings::default()).unwrap_err();
         assert!(error.to_string().starts_with("--snapshot-from: "));
+    }
+
+    #[test]
+    fn the_archive_is_replayed_by_a_program_only() {
+        let source = |scratch: Option<&str>| {
+            let settings = SnapshotSettings {
+                from: Some("archive".into()),
+                scratch: scratch.map(str::to_owned),
+                ..Default::default()
+            };
+            let source = settings.source(&TlsSettings::default());
+            source.map_err(|error| error.to_string())
+        };
+        let program = source(Some("/usr/bin/redis-server"));
+        assert!(matches!(program, Ok(SnapshotSource::Archive(_))));
+        let without = source(None).unwrap_err();
+        assert!(without.contains("archive needs --scratch"), "{without}");
+        let lent = source(Some("redis://127.0.0.1:7000")).unwrap_err();
+        assert!(lent.starts_with("--scratch: "), "{lent}");
     }
 }

@@ -215,6 +215,8 @@ pub struct Follower {
     pub(super) schedule: Schedule,
     /// Somebody waits for one snapshot and nothing else.
     pub(super) asked: bool,
+    /// What the server had when somebody asked is to be in it.
+    pub(super) asked_at: Offset,
     pub(super) report: Arc<Report>,
     pub(super) store: Arc<dyn Store>,
     archive: ArchiveId,
@@ -295,6 +297,7 @@ impl Follower {
             snapshot_pace: SnapshotPace::default(),
             schedule,
             asked: false,
+            asked_at: Offset::ZERO,
             report,
             store,
             archive,

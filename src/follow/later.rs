@@ -1,5 +1,5 @@
-//! Snapshots of a timeline that has one: on schedule or because somebody asks, from the master or from one of its
-//! replicas, while the replication stream goes on. When one is due, `schedule` says; whatever fails here is said and
+//! Snapshots of a timeline that has one: on schedule or because somebody asks, from the master, from one of its replicas
+//! or from the archive, while the replication stream goes on. When one is due, `schedule` says; whatever fails here is said and
 //! tried again slowly, and never disturbs what is followed.
 
 use std::sync::Arc;
@@ -9,8 +9,9 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::follower::{FollowEnd, Follower, SnapshotNeed, auth_of};
+use super::replayed::{ReplayError, Replaying, Replays};
 use super::replicas::{NoSource, usable};
-use super::schedule::Standing;
+use super::schedule::{Reason, Standing};
 use super::session::Session;
 use super::snapshots::{Ask, SnapshotFailure, Taken, fetch};
 use super::uploader::Uploader;
@@ -41,6 +42,8 @@ pub enum SnapshotSource {
     Followed,
     /// A replica of it.
     Replica(Address),
+    /// The archive, replayed into a server of our own: nobody else forks.
+    Archive(Arc<dyn Replays>),
 }
 
 /// A snapshot on its way.
@@ -77,16 +80,20 @@ pub(super) enum LaterFailure {
     /// The replica is not fit for it.
     #[error(transparent)]
     Source(#[from] NoSource),
+    /// The archive could not be replayed.
+    #[error("--snapshot-from archive: {0}")]
+    Replay(#[from] ReplayError),
     /// It was begun, or refused.
     #[error(transparent)]
     Fetch(#[from] SnapshotFailure),
 }
 
 impl LaterFailure {
-    /// Whether a server may have forked for it.
+    /// Whether a server may have forked for it, or as much was spent.
     fn forked(&self) -> bool {
         match self {
             Self::Look(_) | Self::Source(_) => false,
+            Self::Replay(error) => error.costly,
             Self::Fetch(error) => !matches!(error, SnapshotFailure::Refused { .. }),
         }
     }
@@ -120,9 +127,10 @@ impl Later {
 
 impl Follower {
     /// The next link takes a snapshot at once, and [`stream`](Self::stream) ends with it:
-    /// [`FollowEnd::Asked`].
-    pub fn ask_for_snapshot(&mut self) {
+    /// [`FollowEnd::Asked`]. It stands at `offset` or behind it: where the server is now.
+    pub fn ask_for_snapshot(&mut self, offset: Offset) {
         self.asked = true;
+        self.asked_at = offset;
         self.schedule.ask();
     }
 
@@ -167,11 +175,16 @@ impl Follower {
         let from = match &self.options.snapshot_source {
             SnapshotSource::Followed => String::new(),
             SnapshotSource::Replica(address) => format!(" from {address}"),
+            SnapshotSource::Archive(_) => " from the archive".to_owned(),
         };
         tracing::info!("taking a snapshot{from}: {reason}");
         self.schedule.forked(now);
         let (told, stands_at) = oneshot::channel();
-        let task = tokio::spawn(self.attempt(&session.uploader, told));
+        let wanted = match reason {
+            Reason::Asked => self.asked_at.max(session.boundary()),
+            Reason::Log(_) | Reason::Age(_) => session.boundary(),
+        };
+        let task = tokio::spawn(self.attempt(&session.uploader, wanted, told));
         if let Some(lane) = &mut self.lane {
             lane.later = Some(Later {
                 task,
@@ -194,10 +207,11 @@ impl Follower {
         is_free && !session.is_stopping() && !session.is_store_failing()
     }
 
-    /// One attempt, from the look whether it is still needed to the object in the store.
+    /// One attempt, from the look whether it is still needed to the object in the store. `wanted` is to be in it.
     fn attempt(
         &self,
         uploader: &Arc<Uploader>,
+        wanted: Offset,
         told: oneshot::Sender<Offset>,
     ) -> impl Future<Output = Result<Outcome, LaterFailure>> + Send + use<> {
         let floor = self.schedule.floor();
@@ -224,11 +238,25 @@ impl Follower {
                     };
                     (address, options)
                 }
+                SnapshotSource::Archive(replays) => {
+                    let replaying = Replaying {
+                        replays,
+                        master,
+                        options,
+                        uploader,
+                        encoder,
+                        budget,
+                        parting,
+                        clock,
+                    };
+                    return replaying.run(wanted, told).await;
+                }
             };
             let ask = Ask {
                 options,
                 beside: Some(told),
                 floor,
+                derived: None,
             };
             let fetched = fetch(&address, ask, uploader, encoder, budget, parting, clock).await?;
             Ok(Outcome::Taken(fetched))
@@ -351,12 +379,12 @@ pub(super) async fn until_stored(uploader: &Uploader, offset: Offset) -> bool {
 }
 
 /// How long ago something happened, by the wall clock; nothing where that says that it is still to come.
-fn age(clock: &dyn Clock, at: UnixMillis) -> u64 {
+pub(super) fn age(clock: &dyn Clock, at: UnixMillis) -> u64 {
     clock.unix().0.saturating_sub(at.0)
 }
 
 /// The length of a snapshot's payload; of what is stored, where that cannot be read.
-async fn length_of(store: &dyn Store, entry: &SnapshotEntry) -> u64 {
+pub(super) async fn length_of(store: &dyn Store, entry: &SnapshotEntry) -> u64 {
     let read = catalog::payload_bytes(store, entry);
     match tokio::time::timeout(LENGTH_WAIT_MAX, read).await {
         Ok(Ok(Some(bytes))) => bytes,
@@ -376,15 +404,21 @@ async fn newer_than(floor: Offset, uploader: &Uploader) -> Result<Option<Outcome
     let newest = listed
         .into_iter()
         .filter_map(|found| {
-            let (offset, at) = match Object::parse(found.name.as_str())? {
-                Object::Snapshot { offset, at, .. } => (offset, at),
-                // The part that makes a snapshot of the others.
-                Object::SnapshotPart {
+            let (offset, at, derived) = match Object::parse(found.name.as_str())? {
+                Object::Snapshot {
                     offset,
                     at,
+                    derived,
+                    ..
+                }
+                // The part that makes a snapshot of the others.
+                | Object::SnapshotPart {
+                    offset,
+                    at,
+                    derived,
                     last: true,
                     ..
-                } => (offset, at),
+                } => (offset, at, derived),
                 _ => return None,
             };
             Some(SnapshotEntry {
@@ -392,6 +426,7 @@ async fn newer_than(floor: Offset, uploader: &Uploader) -> Result<Option<Outcome
                 parts: Vec::new(),
                 offset,
                 at,
+                derived,
                 bytes: found.bytes,
             })
         })

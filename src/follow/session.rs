@@ -504,6 +504,7 @@ impl Follower {
             options,
             beside: None,
             floor: Offset::ZERO,
+            derived: None,
         };
         let task = tokio::spawn(async move {
             let fetched = fetch(&redis, ask, uploader, encoder, budget, parting, clock);

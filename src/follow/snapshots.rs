@@ -14,8 +14,9 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use crate::archive::block::Boundary;
 use crate::archive::layout::PART_MAX;
-use crate::archive::snapshot::SnapshotError;
+use crate::archive::snapshot::{SnapshotBuilder, SnapshotError};
 use crate::clock::Clock;
 use crate::follow::budget::{Budget, Reservation};
 use crate::follow::encode::Encoder;
@@ -23,7 +24,7 @@ use crate::follow::later::until_stored;
 use crate::follow::link::Link;
 use crate::follow::spool::SpoolError;
 use crate::follow::uploader::{Uploader, backoff, jittered};
-use crate::position::{Offset, ReplicationId, Ticks, UnixMillis};
+use crate::position::{Offset, Position, ReplicationId, Ticks, UnixMillis};
 use crate::proto::handshake::PsyncRequest;
 use crate::proto::replica::{Event, Refusal, ReplicaOptions};
 use crate::server::net::{Address, Endpoint};
@@ -141,6 +142,27 @@ pub enum SnapshotFailure {
         /// The last one's.
         floor: Offset,
     },
+    /// A server that was filled from the archive does not stand where it was filled to.
+    #[error(
+        "the scratch server stands at offset {found} of its own history, but was filled up to {expected}"
+    )]
+    Elsewhere {
+        /// Where it was filled to.
+        expected: Offset,
+        /// Where it says that it stands.
+        found: Offset,
+    },
+    /// A payload from such a server says another database for what follows than was stored, or none.
+    #[error(
+        "the scratch server goes on in database {}, the archive in {}: its snapshot is not used; please report this",
+        shown(*found), shown(*expected)
+    )]
+    Database {
+        /// As the archive has it, where that is known.
+        expected: Option<u32>,
+        /// As the payload has it.
+        found: Option<u32>,
+    },
     /// What leads to it is not in the store.
     #[error(
         "the snapshot at offset {0} is given up: the replication stream up to it did not reach the archive in time"
@@ -155,6 +177,10 @@ pub enum SnapshotFailure {
     /// It does not fit where it was begun.
     #[error(transparent)]
     TooLarge(#[from] TooLarge),
+}
+
+fn shown(database: Option<u32>) -> String {
+    database.map_or_else(|| "?".into(), |database| database.to_string())
 }
 
 /// A snapshot that is in the store.
@@ -239,8 +265,9 @@ impl Feed {
             budget: Arc::clone(&budget),
         };
         let task = tokio::spawn(async move {
+            let builder = SnapshotBuilder::new(offset, clock.unix());
             let mut sink =
-                SnapshotSink::begin(uploader, encoder, budget, parting, offset, &*clock).await?;
+                SnapshotSink::begin(uploader, encoder, budget, parting, builder, &*clock).await?;
             while let Some(piece) = fed.recv().await {
                 match piece {
                     Fed::Bytes(bytes, _held) => sink.write(bytes).await?,
@@ -285,6 +312,48 @@ pub struct Ask {
     pub beside: Option<oneshot::Sender<Offset>>,
     /// An older snapshot than this is of no use.
     pub floor: Offset,
+    /// Where the server was filled from the archive.
+    pub derived: Option<Derived>,
+}
+
+/// What a server holds that was filled from the archive: the history and the offset that it names are its own.
+#[derive(Debug)]
+pub struct Derived {
+    /// The history.
+    pub id: ReplicationId,
+    /// The offset.
+    pub stands_at: Offset,
+    /// What that is on the timeline that is followed, and the database selected there, where that is known.
+    pub is: Boundary,
+    /// When the last byte before it was received.
+    pub at: UnixMillis,
+    /// The snapshot that it was filled with.
+    pub from: Position,
+}
+
+impl Derived {
+    /// Begins the snapshot, where the server's answer names what it was filled with.
+    fn builder(
+        &self,
+        id: ReplicationId,
+        offset: Offset,
+    ) -> Result<SnapshotBuilder, SnapshotFailure> {
+        is_history(self.id, id)?;
+        if self.stands_at != offset {
+            return Err(SnapshotFailure::Elsewhere {
+                expected: self.stands_at,
+                found: offset,
+            });
+        }
+        Ok(SnapshotBuilder::new(self.is.offset, self.at).derived(self.from))
+    }
+}
+
+fn is_history(expected: ReplicationId, found: ReplicationId) -> Result<(), SnapshotFailure> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(SnapshotFailure::OtherHistory { expected, found })
 }
 
 /// Fetches a snapshot over a connection of its own. With `rdb-only 1` (6.2+) the master does not feed it the
@@ -307,37 +376,44 @@ pub async fn fetch(
         address: source.to_string(),
         reason,
     };
+    let Ask {
+        options,
+        mut beside,
+        floor,
+        derived,
+    } = ask;
     let options = ReplicaOptions {
         rdb_only: true,
         rdb_filter_only: None,
         psync: PsyncRequest::Full,
-        ..ask.options
+        ..options
     };
-    let mut beside = ask.beside;
     let mut behind = None;
     let endpoint: &Endpoint = &source.endpoint;
     let mut link = Link::open(endpoint, |_| None, options, Arc::clone(&clock))
         .await
         .map_err(|error| failed(error.to_string()))?;
-    let expected = uploader.context().id;
+    let followed = uploader.context().id;
     let mut sink = None;
     loop {
         match link.next(true).await {
             Event::OptionRefused { .. } | Event::PayloadBegins { .. } => {}
-            Event::FullResync { id, .. } if id != expected => {
-                return Err(SnapshotFailure::OtherHistory {
-                    expected,
-                    found: id,
-                });
-            }
-            Event::FullResync { offset, .. } if offset < ask.floor => {
-                return Err(SnapshotFailure::Behind {
-                    address,
-                    offset,
-                    floor: ask.floor,
-                });
-            }
-            Event::FullResync { offset, .. } => {
+            Event::FullResync { id, offset } => {
+                let builder = match &derived {
+                    Some(derived) => derived.builder(id, offset)?,
+                    None => {
+                        is_history(followed, id)?;
+                        SnapshotBuilder::new(offset, clock.unix())
+                    }
+                };
+                let offset = builder.offset();
+                if offset < floor {
+                    return Err(SnapshotFailure::Behind {
+                        address,
+                        offset,
+                        floor,
+                    });
+                }
                 if let Some(told) = beside.take() {
                     behind = told.send(offset).is_ok().then_some(offset);
                 }
@@ -346,10 +422,14 @@ pub async fn fetch(
                     Arc::clone(&encoder),
                     Arc::clone(&budget),
                     Arc::clone(&parting),
-                    offset,
+                    builder,
                     &*clock,
                 );
-                sink = Some(begun.await?);
+                let mut begun = begun.await?;
+                if let Some(derived) = &derived {
+                    begun.require_database(derived.is.database);
+                }
+                sink = Some(begun);
             }
             Event::Payload(bytes) => {
                 if let Some(sink) = &mut sink {

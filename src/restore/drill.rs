@@ -1,6 +1,7 @@
 //! The drill: proves restores by restoring into a scratch server. The oracle is a later snapshot, which the master made
 //! itself: an earlier one and the replication stream up to it must give the same data. Then what `latest` means is
-//! restored as well, and every command of it must be taken.
+//! restored as well, and every command of it must be taken. Where every later snapshot was derived, made by replaying
+//! the archive, the latest of those is compared: it only shows that a replay gives the same twice.
 //!
 //! The scratch server stays a replica all the while, so nothing expires in it; but what has expired can no longer be
 //! seen there. Both sides are read one after the other, and whatever may have lapsed in between is passed over.
@@ -52,14 +53,25 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    /// The latest snapshot on the head's way that an earlier one leads to.
+    /// The latest snapshot on the head's way that an earlier one leads to: of those that a server made, or, where there
+    /// is none, of the derived ones.
     pub fn of(catalog: &Catalog) -> Option<Self> {
+        let made = Self::latest(catalog, |snapshot| !snapshot.derived);
+        made.or_else(|| Self::latest(catalog, |_| true))
+    }
+
+    /// Whether the later snapshot was made by replaying the archive, so that equality proves less.
+    pub const fn is_derived(&self) -> bool {
+        self.snapshot.snapshot.derived
+    }
+
+    fn latest(catalog: &Catalog, is_meant: impl Fn(&SnapshotEntry) -> bool) -> Option<Self> {
         let head = catalog.head()?;
         catalog.lineage(head).into_iter().find_map(|at| {
             let timeline = catalog.timeline(at.timeline)?;
             let snapshots = timeline.snapshots.iter().rev();
             snapshots
-                .filter(|snapshot| snapshot.offset <= at.offset)
+                .filter(|snapshot| snapshot.offset <= at.offset && is_meant(snapshot))
                 .find_map(|snapshot| Self::before(catalog, at.timeline, snapshot))
         })
     }
@@ -124,6 +136,8 @@ pub struct Compared {
     pub to: Position,
     /// When the later one was taken.
     pub at: UnixMillis,
+    /// The later one was made by replaying the archive, not by a server that was followed.
+    pub derived: bool,
     /// Bytes of replication stream in between.
     pub stream_bytes: u64,
     /// What differs.
@@ -255,6 +269,7 @@ impl Drill<'_> {
             },
             to: oracle.snapshot.target,
             at: oracle.snapshot.snapshot.at,
+            derived: oracle.is_derived(),
             stream_bytes: oracle.replayed.stream_bytes(),
             debug_differs: debug_differs && differences.count == 0,
             differences,
@@ -327,5 +342,15 @@ mod tests {
             .timeline(2, 2, Some((1, 60)), 60)
             .segment(61, 70);
         assert_eq!(oracle(forked), None, "behind the fork is another history");
+        let derived = root().segment(1, 100).snapshot(40).derived(60);
+        assert_eq!(oracle(derived), Some((0, 40)), "made by the server itself");
+        let made_later = root().segment(1, 100).derived(40).snapshot(60);
+        assert_eq!(
+            oracle(made_later),
+            Some((40, 60)),
+            "which the derived one must lead to"
+        );
+        let only_derived = root().segment(1, 100).derived(40).derived(60);
+        assert!(Oracle::of(&only_derived.catalog()).unwrap().is_derived());
     }
 }

@@ -16,7 +16,7 @@ use super::to_replica::{SeedError, applied};
 use crate::archive::layout::ArchiveId;
 use crate::archive::plan::Plan;
 use crate::clock::Clock;
-use crate::position::ReplicationId;
+use crate::position::{Offset, ReplicationId};
 use crate::proto::handshake::Auth;
 use crate::server::info::Info;
 use crate::server::scratch::{Scratch, ScratchError};
@@ -56,20 +56,25 @@ pub enum FillError {
     Errors(u64),
 }
 
-/// What was put into it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(super) struct Filled {
+/// What was put into it. Its link stays up until this is dropped: a replica whose link is down has no replicas.
+#[derive(Debug)]
+pub struct Filled {
     /// Bytes of RDB payload.
-    pub(super) payload_bytes: u64,
+    pub payload_bytes: u64,
     /// Bytes of replication stream, as it was rewritten.
-    pub(super) stream_bytes: u64,
+    pub stream_bytes: u64,
+    /// Under which id: one that nobody knows.
+    pub id: ReplicationId,
+    /// The offset at which it stands under that id.
+    pub end: Offset,
+    _seeder: Seeder,
 }
 
 /// Fills the server with what `plan` restores. `told` hears bytes and of how many.
 ///
 /// # Errors
 /// [`FillError`].
-pub(super) async fn fill(
+pub async fn fill(
     scratch: &mut Scratch,
     store: &Arc<dyn Store>,
     archive: ArchiveId,
@@ -129,6 +134,9 @@ pub(super) async fn fill(
         0 => Ok(Filled {
             payload_bytes: progress.payload_sent,
             stream_bytes: progress.stream_sent,
+            id: approved.id,
+            end: plan.snapshot.offset.plus(progress.stream_sent),
+            _seeder: seeder,
         }),
         errors => Err(FillError::Errors(errors)),
     }

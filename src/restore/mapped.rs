@@ -121,14 +121,7 @@ pub async fn prepare_copy(
     archive: ArchiveId,
     plan: &Plan,
 ) -> Result<Prepared, PrepareError> {
-    let tally = if plan.may_be_rewritten() {
-        measure(store, archive, plan).await?
-    } else {
-        Tally {
-            bytes: plan.stream_bytes(),
-            ..Tally::default()
-        }
-    };
+    let tally = rewritten(store, archive, plan).await?;
     Ok(Prepared {
         approved: Approved {
             id: random_id()?,
@@ -145,7 +138,25 @@ fn random_id() -> Result<ReplicationId, PrepareError> {
     Ok(ReplicationId::from_raw(raw))
 }
 
-/// How long the replication stream is as it will be sent, and what is rewritten in it.
+/// How long the replication stream is as it will be sent, and what is rewritten in it. Reads it where that cannot be
+/// told otherwise.
+///
+/// # Errors
+/// [`SourceError`].
+pub async fn rewritten(
+    store: &Arc<dyn Store>,
+    archive: ArchiveId,
+    plan: &Plan,
+) -> Result<Tally, SourceError> {
+    if plan.may_be_rewritten() {
+        return measure(store, archive, plan).await;
+    }
+    Ok(Tally {
+        bytes: plan.stream_bytes(),
+        ..Tally::default()
+    })
+}
+
 async fn measure(
     store: &Arc<dyn Store>,
     archive: ArchiveId,
@@ -296,6 +307,7 @@ mod tests {
                 id: id(u8::try_from(seq).unwrap()),
                 offset: Offset::new(offset),
                 at: UnixMillis(1000),
+                derived: false,
             };
             let body = vec![bytes::Bytes::from_static(b"never read")];
             self.store.create(&object.name(), body).await.unwrap();

@@ -102,6 +102,7 @@ async fn archive() -> MemoryStore {
         id: id(),
         offset: Offset::ZERO,
         at: UnixMillis(1),
+        derived: false,
     };
     put(&store, &snapshot, Bytes::from_static(b"a payload")).await;
     for number in 0..SEGMENTS {

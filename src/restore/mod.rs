@@ -4,7 +4,7 @@ mod ahead;
 pub mod around;
 mod door;
 pub mod drill;
-mod fill;
+pub mod fill;
 pub mod mapped;
 pub mod moment;
 mod refusal;

@@ -1,6 +1,8 @@
 //! Scratch servers: a server that is filled from the archive and looked at, and of which nothing stays. Either one of
 //! our own, started from a program in a folder of its own, or an empty one that somebody lends us.
 
+mod leftovers;
+
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -195,6 +197,7 @@ pub struct Scratch {
 impl Scratch {
     async fn start(program: &Path, start: Start<'_>) -> Result<Self, ScratchError> {
         let version = version_of(program)?;
+        leftovers::end_all(&std::env::temp_dir()).await;
         let mut own = Own::spawn(program, version, start)?;
         let address = Address {
             endpoint: Endpoint::Unix(own.home.path().join(SOCKET).display().to_string()),
@@ -432,6 +435,8 @@ struct Own {
     directory: PathBuf,
     /// Socket and log, and everything else unless it works in a restored folder.
     home: TempDir,
+    /// Says that we live; nothing where files cannot be locked there.
+    _owner: Option<File>,
 }
 
 impl Drop for Own {
@@ -445,9 +450,10 @@ impl Own {
     fn spawn(program: &Path, version: (u32, u32), start: Start<'_>) -> Result<Self, ScratchError> {
         let place = std::env::temp_dir();
         let home = tempfile::Builder::new()
-            .prefix("perennial-scratch-")
+            .prefix(leftovers::PREFIX)
             .tempdir()
             .map_err(io_error("create a folder in", &place))?;
+        let owner = leftovers::own(home.path()).ok();
         let directory = match start {
             Start::Empty => home.path().to_owned(),
             Start::On { folder, .. } => folder
@@ -478,11 +484,13 @@ impl Own {
                 program: program.to_owned(),
                 error,
             })?;
+        is_first_to_go(&process);
         Ok(Self {
             program: program.to_owned(),
             process,
             directory,
             home,
+            _owner: owner,
         })
     }
 
@@ -535,6 +543,13 @@ impl Own {
             log: lines[from..].join("\n"),
         }
     }
+}
+
+/// Where memory runs out, it is the scratch server that the kernel takes first, not who started it or the server that it
+/// stands beside. Anybody may ask for that, where there is such a thing.
+fn is_first_to_go(process: &Child) {
+    let adjustment = format!("/proc/{}/oom_score_adj", process.id());
+    let _ = std::fs::write(adjustment, "1000");
 }
 
 fn io_error<'a>(

@@ -132,6 +132,7 @@ impl World {
             id: id(seq),
             offset: Offset::new(offset),
             at: UnixMillis(at),
+            derived: false,
         };
         self.put(&object, Bytes::from_static(b"a payload")).await;
     }

@@ -91,6 +91,10 @@ const TABLE: &[(&str, Rule)] = &[
         "upkeep",
         Never(&["crate::proto", "crate::follow", "crate::restore"]),
     ),
+    (
+        "replay",
+        Never(&["crate::proto", "crate::cli", "crate::config"]),
+    ),
     ("metrics", Only(&["http", "position", "clock"], &[])),
     ("http", Only(&["metrics", "position", "clock"], &[])),
     ("config", Never(&["clap", "tokio"])),

@@ -79,6 +79,8 @@ mod big_values;
 mod large_snapshots;
 // Snapshots behind the first one: on schedule, from a replica, and when somebody asks.
 mod later_snapshots;
+// Snapshots that are made from the archive, by a scratch server.
+mod archive_snapshots;
 // A snapshot too large for one object.
 mod snapshot_parts;
 // Perennial dies under load and goes on, or says what is missing.

@@ -67,6 +67,7 @@ fn snapshot(number: u32) -> Object {
         id: ID,
         offset: Offset::new(5),
         at: UnixMillis(1),
+        derived: false,
     }
 }
 

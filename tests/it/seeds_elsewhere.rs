@@ -193,6 +193,7 @@ fn replace_payload(archive: &Archive, payload: Vec<u8>) {
         id,
         offset,
         at,
+        ..
     } = object
     else {
         panic!("{name} is a snapshot");

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use super::{CLOCK_SKEW_MILLIS_MAX, Policy, Stock};
 use crate::archive::layout::ObjectName;
 use crate::archive::plan::covers;
-use crate::archive::timeline::{Catalog, Run, Timeline};
+use crate::archive::timeline::{Catalog, Run, SnapshotEntry, Timeline};
 use crate::position::{Offset, Position, ReplicationId, TimelineSeq, UnixMillis};
 
 /// So many ends of branches that the head left behind are kept whatever their age: an acceptance, or a seed, may turn
@@ -23,6 +23,8 @@ const FRAGMENT_MILLIS_MIN: u64 = 24 * 60 * 60 * 1000;
 pub struct PrunePlan {
     /// Every moment from here on stays.
     pub window_start: UnixMillis,
+    /// Everything since then stays although it is older, because the head's snapshots before the window were derived from it.
+    pub held_since: Option<UnixMillis>,
     /// What goes, in this order, each with its stored size in bytes: snapshots before the replication stream behind them,
     /// so that what is left when it is cut short does not look like a gap.
     pub deletions: Vec<(ObjectName, u64)>,
@@ -87,11 +89,13 @@ pub fn prune(
         .saturating_add(CLOCK_SKEW_MILLIS_MAX);
     let window_start = UnixMillis(stock.now.0.saturating_sub(millis));
     let needed = Needed::of(stock, window_start);
-    let mut deletions = needed.deletions();
+    let mut deletions = needed.derived(window_start);
+    deletions.extend(needed.deletions());
     deletions.extend(needed.fragments(window_start));
     needed.check(&deletions)?;
     Ok(PrunePlan {
         window_start,
+        held_since: needed.held_since(window_start),
         deletions,
     })
 }
@@ -167,7 +171,8 @@ impl<'a> Needed<'a> {
         *from = offset.min(*from);
     }
 
-    /// The newest snapshot at or before the window's start, and all after it.
+    /// The newest snapshot of a server at or before the window's start, and all after it. A derived one is a calculation:
+    /// what it was made from stays until a server makes another one (decision 46).
     fn window(&mut self, timeline: &Timeline, start: UnixMillis) {
         let stock = self.stock;
         let segments = timeline.segments.iter();
@@ -185,7 +190,7 @@ impl<'a> Needed<'a> {
         let before = timeline
             .snapshots
             .iter()
-            .rfind(|snapshot| stock.moment(&snapshot.name, snapshot.at) <= start);
+            .rfind(|it| !it.derived && stock.moment(&it.name, it.at) <= start);
         match before {
             Some(snapshot) => self.keep(timeline.seq(), snapshot.offset),
             None => self.whole(timeline),
@@ -212,18 +217,70 @@ impl<'a> Needed<'a> {
         }
     }
 
-    /// Whatever a restore of this position reads.
+    /// Whatever a restore of this position reads, without derived snapshots.
     fn position(&mut self, position: Position) {
         let Some(timeline) = self.stock.catalog.timeline(position.timeline) else {
             return;
         };
         let base = timeline.snapshots.iter().rfind(|snapshot| {
-            snapshot.offset <= position.offset && covers(timeline, snapshot.offset, position.offset)
+            !snapshot.derived
+                && snapshot.offset <= position.offset
+                && covers(timeline, snapshot.offset, position.offset)
         });
         match base {
             Some(snapshot) => self.keep(timeline.seq(), snapshot.offset),
             None => self.whole(timeline),
         }
+    }
+
+    /// Derived snapshots that make no restore inside the window shorter, where their place can be restored without any
+    /// of them.
+    fn derived(&self, window_start: UnixMillis) -> Vec<(ObjectName, u64)> {
+        let stock = self.stock;
+        let is_before = |it: &SnapshotEntry| stock.moment(&it.name, it.at) <= window_start;
+        let mut superseded = Vec::new();
+        for (seq, from) in &self.from {
+            let Some(timeline) = stock.catalog.timeline(*seq) else {
+                continue;
+            };
+            let Some(first) = timeline.snapshots.iter().rposition(is_before) else {
+                continue;
+            };
+            let before = timeline.snapshots[..first].iter();
+            let derived = before.filter(|it| it.derived && it.offset >= *from);
+            superseded.extend(derived.map(|it| (*seq, it)));
+        }
+        if superseded.is_empty() {
+            return Vec::new();
+        }
+        let names = superseded.iter().map(|(_, it)| it.name.clone()).collect();
+        let without = stock.catalog.without(&names);
+        superseded
+            .into_iter()
+            .filter(|(timeline, it)| {
+                without.is_restorable(Position {
+                    timeline: *timeline,
+                    offset: it.offset,
+                })
+            })
+            .flat_map(|(_, it)| it.objects().into_iter().rev())
+            .collect()
+    }
+
+    /// When the head's newest snapshot of a server was taken, or its timeline began, where a derived one could serve the
+    /// window.
+    fn held_since(&self, window_start: UnixMillis) -> Option<UnixMillis> {
+        let catalog = self.stock.catalog;
+        let timeline = catalog.timeline(catalog.head()?.timeline)?;
+        let mut before = timeline
+            .snapshots
+            .iter()
+            .filter(|it| self.stock.moment(&it.name, it.at) <= window_start)
+            .rev()
+            .peekable();
+        before.next_if(|newest| newest.derived)?;
+        let made = before.find(|it| !it.derived);
+        Some(made.map_or(timeline.document.created_at, |it| it.at))
     }
 
     fn deletions(&self) -> Vec<(ObjectName, u64)> {

@@ -37,8 +37,7 @@ fn filled(catalog: &Catalog) -> BTreeSet<(TimelineSeq, ReplicationId)> {
     filled.map(|it| (it.seq(), it.id())).collect()
 }
 
-/// What is pruned at `minute`, as (timeline, "snapshot" or "segment", offset or last offset).
-fn pruned(catalog: &Catalog, minute: u64, days: u64) -> Vec<(u32, &'static str, u64)> {
+fn planned(catalog: &Catalog, minute: u64, days: u64) -> PrunePlan {
     let dates = dates(catalog);
     let stock = Stock {
         catalog,
@@ -49,8 +48,17 @@ fn pruned(catalog: &Catalog, minute: u64, days: u64) -> Vec<(u32, &'static str, 
         retention_millis: days * DAY,
         ..Policy::default()
     };
-    let plan = prune(&stock, &policy, &filled(catalog)).unwrap();
-    plan.deletions
+    prune(&stock, &policy, &filled(catalog)).unwrap()
+}
+
+fn held_since(catalog: &Catalog, minute: u64) -> Option<UnixMillis> {
+    planned(catalog, minute, 7).held_since
+}
+
+/// What is pruned at `minute`, as (timeline, "snapshot" or "segment", offset or last offset).
+fn pruned(catalog: &Catalog, minute: u64, days: u64) -> Vec<(u32, &'static str, u64)> {
+    planned(catalog, minute, days)
+        .deletions
         .iter()
         .map(|(name, _)| {
             use crate::archive::layout::Object;
@@ -103,6 +111,68 @@ fn kept_is_the_newest_snapshot_before_the_window_and_all_after_it() {
         4,
         "the last restorable snapshot stays, whatever its age"
     );
+}
+
+#[test]
+fn a_derived_snapshot_makes_nothing_superfluous_but_older_derived_ones() {
+    let sketch = || {
+        Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(0)
+            .segment(1, D)
+            .derived(D)
+            .segment(D + 1, 2 * D)
+            .derived(2 * D)
+            .segment(2 * D + 1, 3 * D)
+            .derived(3 * D)
+            .segment(3 * D + 1, 12 * D)
+    };
+    let derived = sketch().catalog();
+    // All moments from the server's own snapshot on stay, and the one with which restores of the window begin.
+    assert_eq!(
+        pruned(&derived, 10 * D + 10, 7),
+        [(1, "snapshot", D), (1, "snapshot", 2 * D)]
+    );
+    assert_eq!(
+        pruned(&derived, 1000 * D, 7),
+        [(1, "snapshot", D), (1, "snapshot", 2 * D)],
+        "whatever their age"
+    );
+    assert_eq!(pruned(&derived, 9 * D + 10, 7), [(1, "snapshot", D)]);
+    assert_eq!(held_since(&derived, 1000 * D), Some(UnixMillis(0)));
+    assert_eq!(held_since(&derived, 8 * D), None, "not held by it yet");
+    // As soon as a server has made another one.
+    let made = sketch().snapshot(12 * D).segment(12 * D + 1, 30 * D);
+    let made = made.catalog();
+    assert_eq!(held_since(&made, 20 * D), None);
+    assert_eq!(
+        pruned(&made, 20 * D, 7),
+        [
+            (1, "snapshot", 0),
+            (1, "snapshot", D),
+            (1, "snapshot", 2 * D),
+            (1, "snapshot", 3 * D),
+            (1, "segment", D),
+            (1, "segment", 2 * D),
+            (1, "segment", 3 * D),
+            (1, "segment", 12 * D),
+        ]
+    );
+}
+
+#[test]
+fn a_derived_snapshot_stays_where_nothing_else_leads_to_its_place() {
+    // What it was made from was lost in between.
+    let catalog = Sketch::default()
+        .timeline(1, 1, None, 0)
+        .snapshot(0)
+        .segment(1, D - 100)
+        .derived(D)
+        .segment(D + 1, 2 * D)
+        .derived(2 * D)
+        .segment(2 * D + 1, 12 * D)
+        .catalog();
+    assert_eq!(pruned(&catalog, 1000 * D, 7), []);
 }
 
 #[test]

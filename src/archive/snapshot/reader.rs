@@ -112,6 +112,7 @@ pub struct SnapshotReader {
     id: ReplicationId,
     offset: Offset,
     taken_at: UnixMillis,
+    derived: bool,
     archive: Option<ArchiveId>,
     decoder: BlockDecoder,
     scan: PayloadScan,
@@ -130,12 +131,14 @@ impl SnapshotReader {
             id,
             offset,
             at,
+            derived,
         }
         | Object::SnapshotPart {
             seq,
             id,
             offset,
             at,
+            derived,
             ..
         }) = *object
         else {
@@ -147,6 +150,7 @@ impl SnapshotReader {
             id,
             offset,
             taken_at: at,
+            derived,
             archive: None,
             decoder: BlockDecoder::new(),
             scan: PayloadScan::new(),
@@ -272,6 +276,13 @@ impl SnapshotReader {
                     found: self.scan.bytes,
                 });
             }
+        }
+        let facts = end.facts.as_ref();
+        if let Some(made) = facts.map(|facts| facts.replayed_from.is_some())
+            && made != self.derived
+        {
+            let word = |derived| if derived { "derived" } else { "a server's own" };
+            return Err(self.foreign(at, "origin", &word(self.derived), &word(made)));
         }
         self.end = Some(end);
         Ok(())

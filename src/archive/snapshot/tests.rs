@@ -324,6 +324,7 @@ fn a_snapshot_under_another_name_is_noticed() {
         id,
         offset,
         at,
+        derived: false,
     };
     for other in [
         named(seq.next(), id, OFFSET, AT),
@@ -407,4 +408,45 @@ fn a_leading_module_type_is_named_and_nothing_else_is_taken_for_one() {
     for length in 0..whole.len() {
         assert_eq!(leading_module_type(&whole[..length]), None, "{length}");
     }
+}
+
+#[test]
+fn a_derived_snapshot_says_so_in_its_name_and_inside() {
+    let from = Position {
+        timeline: context().timeline,
+        offset: Offset::new(1),
+    };
+    let made = |derived: bool| {
+        let builder = SnapshotBuilder::new(OFFSET, AT);
+        let mut builder = if derived {
+            builder.derived(from)
+        } else {
+            builder
+        };
+        let name = builder.name(context().timeline, context().id);
+        builder.push(Bytes::from_static(REAL));
+        let bytes: Bytes = encoded(builder.finish().unwrap().blocks).concat().into();
+        (Object::parse(name.as_str()).unwrap(), bytes)
+    };
+    let read = |object: &Object, bytes: &Bytes| {
+        let mut reader = SnapshotReader::new(object).unwrap();
+        reader.push(bytes.clone());
+        while reader.next()?.is_some() {}
+        reader.finish()
+    };
+    let (derived, of_derived) = made(true);
+    let (own, of_own) = made(false);
+    assert_ne!(derived, own);
+    read(&derived, &of_derived).unwrap();
+    read(&own, &of_own).unwrap();
+    for (object, bytes) in [(&derived, &of_own), (&own, &of_derived)] {
+        let error = read(object, bytes).unwrap_err().to_string();
+        assert!(error.contains("origin"), "{error}");
+    }
+    let summary = read(&own, &of_own).unwrap();
+    let facts = |from| {
+        let end = SnapshotEnd::decode(&SnapshotEnd::encode(&summary, from)).unwrap();
+        end.facts.unwrap().replayed_from
+    };
+    assert_eq!((facts(Some(from)), facts(None)), (Some(from), None));
 }

@@ -69,12 +69,21 @@ impl Sketch {
     }
 
     pub(crate) fn snapshot(self, offset: u64) -> Self {
+        self.snapshot_of(offset, false)
+    }
+
+    pub(crate) fn derived(self, offset: u64) -> Self {
+        self.snapshot_of(offset, true)
+    }
+
+    fn snapshot_of(self, offset: u64, derived: bool) -> Self {
         let (seq, id) = self.last();
         self.push(Object::Snapshot {
             seq,
             id,
             offset: Offset::new(offset),
             at: UnixMillis(offset),
+            derived,
         })
     }
 
@@ -85,6 +94,7 @@ impl Sketch {
             id,
             offset: Offset::new(offset),
             at: UnixMillis(offset),
+            derived: false,
             part,
             last,
         })

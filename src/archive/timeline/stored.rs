@@ -16,6 +16,8 @@ pub struct SnapshotEntry {
     pub offset: Offset,
     /// When it was taken.
     pub at: UnixMillis,
+    /// It was made by replaying the archive, not by a server that was followed: only the archive says that it is right.
+    pub derived: bool,
     /// Stored size in bytes, all parts together.
     pub bytes: u64,
 }
@@ -61,7 +63,12 @@ impl Parts {
     }
 
     /// The whole snapshot, or what is wrong with it.
-    pub(super) fn entry(self, offset: Offset, at: UnixMillis) -> Result<SnapshotEntry, String> {
+    pub(super) fn entry(
+        self,
+        offset: Offset,
+        at: UnixMillis,
+        derived: bool,
+    ) -> Result<SnapshotEntry, String> {
         let Some(last) = self.0.keys().next_back().copied() else {
             return Err("nothing of it is there".into());
         };
@@ -85,6 +92,7 @@ impl Parts {
             parts: objects,
             offset,
             at,
+            derived,
             bytes,
         })
     }
@@ -194,7 +202,9 @@ impl Timeline {
     }
 
     pub(super) fn finish(&mut self) {
-        self.snapshots.sort_by_key(|entry| (entry.offset, entry.at));
+        // Of several at one place a plan takes the last: rather one that a server made itself.
+        self.snapshots
+            .sort_by_key(|entry| (entry.offset, !entry.derived, entry.at));
         sort_segments(&mut self.segments);
         self.runs = merge_runs(self.segments.iter().map(|entry| Run {
             after: entry.span.first.previous(),

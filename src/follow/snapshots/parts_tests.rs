@@ -49,8 +49,9 @@ async fn take(
         clock: Arc::new(SystemClock::new()),
     };
     let uploader = Uploader::new(store, CONTEXT, None, shared);
-    let (parting, offset) = (Arc::clone(parting), Offset::new(40));
-    let mut sink = SnapshotSink::begin(uploader, encoder, budget, parting, offset, &clock).await?;
+    let parting = Arc::clone(parting);
+    let builder = SnapshotBuilder::new(Offset::new(40), clock.unix());
+    let mut sink = SnapshotSink::begin(uploader, encoder, budget, parting, builder, &clock).await?;
     for piece in payload.chunks(1 << 20) {
         sink.write(payload.slice_ref(piece)).await?;
     }

@@ -35,6 +35,21 @@ pub struct SnapshotSink {
     offset: Offset,
     began: Ticks,
     at: UnixMillis,
+    required: Option<Required>,
+}
+
+/// The payload must say in which database the replication stream goes on: in this one, where that is known.
+#[derive(Clone, Copy)]
+struct Required(Option<u32>);
+
+impl Required {
+    fn check(self, found: Option<u32>) -> Result<(), SnapshotFailure> {
+        let Self(expected) = self;
+        if found.is_some() && (expected.is_none() || expected == found) {
+            return Ok(());
+        }
+        Err(SnapshotFailure::Database { expected, found })
+    }
 }
 
 /// The task of the writer: it ends with its owner, and the upload with it.
@@ -55,7 +70,7 @@ impl Drop for Writing {
 }
 
 impl SnapshotSink {
-    /// Begins the upload of a payload that stands at `offset`.
+    /// Begins the upload of a payload of which `builder` knows where it stands.
     ///
     /// # Errors
     /// What the store says.
@@ -64,11 +79,11 @@ impl SnapshotSink {
         encoder: Arc<Encoder>,
         budget: Arc<Budget>,
         parting: Arc<Parting>,
-        offset: Offset,
+        builder: SnapshotBuilder,
         clock: &dyn Clock,
     ) -> Result<Self, StoreError> {
-        let (began, at) = (clock.ticks(), clock.unix());
-        let builder = SnapshotBuilder::new(offset, at);
+        let began = clock.ticks();
+        let (offset, at) = (builder.offset(), builder.at());
         let writer = Writer::begin(&builder, Arc::clone(&uploader), parting).await?;
         let in_parts = writer.in_parts();
         let (blocks, waiting) = mpsc::unbounded_channel();
@@ -84,7 +99,13 @@ impl SnapshotSink {
             offset,
             began,
             at,
+            required: None,
         })
+    }
+
+    /// The payload must say in which database the replication stream goes on, and not another one than this.
+    pub fn require_database(&mut self, database: Option<u32>) {
+        self.required = Some(Required(database));
     }
 
     /// Takes some of the payload; waits while neither memory nor the spool has room for it.
@@ -167,6 +188,12 @@ impl SnapshotSink {
             address: address.into(),
             error,
         })?;
+        // A full resync makes the stream select its database itself, unless the payload says where it stands
+        // (`repl-stream-db`, a snapshot from a replica: facts 2.3).
+        let database = sealed.summary.head.stream_database;
+        if let Some(required) = self.required {
+            required.check(database)?;
+        }
         let mut blocks = sealed.blocks;
         let end = if self.in_parts { blocks.pop() } else { None };
         for block in blocks {
@@ -177,9 +204,6 @@ impl SnapshotSink {
         drop(std::mem::replace(&mut self.blocks, closed));
         let writer = self.writing.ended().await?;
         writer.complete(end, &self.encoder).await?;
-        // A full resync makes the stream select its database itself, unless the payload says where it stands
-        // (`repl-stream-db`, a snapshot from a replica: facts 2.3).
-        let database = sealed.summary.head.stream_database;
         self.uploader.snapshot_complete(Boundary {
             offset: self.offset,
             database,
@@ -198,5 +222,19 @@ fn early(ended: Result<Writer, WriteError>) -> WriteError {
     match ended {
         Err(error) => error,
         Ok(_) => unreachable!("the queue is open as long as its owner writes"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_that_goes_on_in_another_database_is_not_used() {
+        let check = |expected, found| Required(expected).check(found).is_ok();
+        assert!(check(Some(3), Some(3)));
+        assert!(check(None, Some(3)), "the archive need not know");
+        assert!(!check(Some(3), Some(0)));
+        assert!(!check(Some(0), None), "the payload must");
     }
 }

@@ -42,7 +42,7 @@ impl Scene {
             Encoder::new(),
             Arc::clone(&budget),
             parting,
-            Offset::new(40),
+            SnapshotBuilder::new(Offset::new(40), clock.unix()),
             &clock,
         );
         let sink = sink.await.unwrap();

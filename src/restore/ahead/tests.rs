@@ -245,6 +245,7 @@ async fn segments(store: &LateStore) -> Plan {
         id: ID,
         offset: Offset::ZERO,
         at: UnixMillis(5),
+        derived: false,
     };
     let mut objects = vec![(snapshot.name(), snapshot, 0)];
     for number in 0..50 {

@@ -61,6 +61,7 @@ async fn archived(came: &[Came]) -> Arc<dyn Store> {
         id: ID,
         offset: Offset::new(START),
         at: BEGAN,
+        derived: false,
     };
     let body = vec![bytes::Bytes::from_static(b"never read")];
     store.create(&snapshot.name(), body).await.unwrap();

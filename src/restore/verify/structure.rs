@@ -317,6 +317,7 @@ mod tests {
                 id: timeline.id(),
                 offset: Offset::new(5),
                 at: UnixMillis(5),
+                derived: false,
                 part,
                 last: false,
             }

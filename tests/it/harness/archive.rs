@@ -240,6 +240,8 @@ pub struct Snapshot {
     pub offset: u64,
     pub at: u64,
     pub bytes: u64,
+    /// Made from the archive.
+    pub derived: bool,
 }
 
 /// A hole in the coverage: the last byte before it and the first behind it.

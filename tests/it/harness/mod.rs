@@ -26,7 +26,7 @@ pub mod trap;
 pub mod until;
 pub mod workload;
 
-pub use archive::{Archive, Status};
+pub use archive::{Archive, Snapshot, Status};
 pub use busy::{Load, Writers};
 pub use churn::{Churn, ClientLink, Mix};
 pub use client::{Client, Value, Version};

@@ -189,7 +189,6 @@ impl Perennial {
     }
 
     /// The process id.
-    #[allow(dead_code, reason = "for the bench of the whole loop")]
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }

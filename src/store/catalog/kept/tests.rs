@@ -134,6 +134,7 @@ impl Archived {
             id: id(seq),
             offset: Offset::new(offset),
             at: UnixMillis(offset),
+            derived: false,
         };
         self.put(&object.name(), Bytes::from_static(b"never read"))
             .await;
