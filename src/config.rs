@@ -12,11 +12,13 @@ use crate::follow::snapshots::PART_BYTES_MAX;
 use crate::follow::{AckMode, FollowOptions, SealOptions, SpoolOptions};
 use crate::proto::handshake::Auth;
 use crate::restore::seeder::SeederOptions;
-use crate::server::net::{Address, Endpoint};
+use crate::server::net::{Address, Credentials, Endpoint};
 use crate::server::tls::{IdentityFiles, TlsClient, TlsServer};
 
+mod sentinel;
 mod snapshots;
 
+pub use sentinel::{SentinelOptions, SentinelSettings};
 pub use snapshots::SnapshotSettings;
 
 /// What `perennial run` was told, as typed.
@@ -24,6 +26,8 @@ pub use snapshots::SnapshotSettings;
 pub struct RunSettings {
     /// `--redis`
     pub redis: String,
+    /// Who names the server.
+    pub sentinel: SentinelSettings,
     /// `--archive`
     pub archive: String,
     /// `--name`
@@ -149,8 +153,10 @@ pub struct TlsSettings {
 /// What `perennial run` needs, checked.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
-    /// The server.
+    /// The server; with Sentinels only how to get into the one that they name.
     pub redis: Address,
+    /// Who names the server.
+    pub sentinel: Option<SentinelOptions>,
     /// The data set's name.
     pub name: Option<String>,
     /// What may be seeded.
@@ -216,6 +222,7 @@ impl RunSettings {
     /// [`BadSetting`] names the flag and what to write instead.
     pub fn check(self) -> Result<RunOptions, BadSetting> {
         let redis = server(&self.redis, self.redis_password, &self.tls)?;
+        let sentinel = self.sentinel.check(&redis, &self.tls)?;
         let name = self.name.filter(|name| !name.is_empty());
         if name
             .as_ref()
@@ -264,6 +271,7 @@ impl RunSettings {
             upkeep: self.upkeep.check()?,
             upkeep_interval: (!upkeep_interval.is_zero()).then_some(upkeep_interval),
             redis,
+            sentinel,
             name,
             seed: self.seed,
             seeder: seeder(
@@ -364,7 +372,7 @@ pub fn server(
             .credentials
             .take()
             .and_then(|credentials| credentials.user);
-        redis.credentials = Some(crate::server::net::Credentials { user, password });
+        redis.credentials = Some(Credentials { user, password });
     }
     if redis
         .credentials
@@ -537,6 +545,7 @@ mod tests {
     fn settings() -> RunSettings {
         RunSettings {
             redis: "redis://127.0.0.1:6379".into(),
+            sentinel: SentinelSettings::default(),
             archive: "file:///archive".into(),
             name: None,
             seed: Policy::Auto,

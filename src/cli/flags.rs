@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::Exit;
-use crate::config::{RunSettings, SnapshotSettings, TlsSettings, UpkeepSettings};
+use crate::config::{RunSettings, SentinelSettings, SnapshotSettings, TlsSettings, UpkeepSettings};
 use crate::decide::Policy;
 use crate::follow::AckMode;
 
@@ -597,6 +597,10 @@ pub struct RunArguments {
     #[command(flatten)]
     pub server: ServerArguments,
 
+    /// Who names the server.
+    #[command(flatten)]
+    pub sentinel: SentinelArguments,
+
     /// Where the archive lies: file:///absolute/directory, s3://bucket/prefix?region=… or gs://bucket/prefix
     #[arg(
         long,
@@ -937,6 +941,54 @@ pub struct SeedArguments {
     pub seed_client_ca_file: Option<PathBuf>,
 }
 
+/// Sentinels that name the server.
+#[derive(Debug, Args)]
+pub struct SentinelArguments {
+    /// Sentinels that are asked which server is the master, with commas between them; it is followed through failovers.
+    /// Of --redis only the scheme, the user and the password count then
+    #[arg(
+        long,
+        env = "PERENNIAL_SENTINEL",
+        hide_env_values = true,
+        value_name = "HOST:PORT",
+        value_delimiter = ','
+    )]
+    pub sentinel: Vec<String>,
+
+    /// The name by which the Sentinels know the master
+    #[arg(
+        long,
+        env = "PERENNIAL_SENTINEL_MASTER",
+        hide_env_values = true,
+        value_name = "NAME"
+    )]
+    pub sentinel_master: Option<String>,
+
+    /// A file with the Sentinels' own password, where they want one. Or the password itself in
+    /// PERENNIAL_SENTINEL_PASSWORD
+    #[arg(
+        long,
+        env = "PERENNIAL_SENTINEL_PASSWORD_FILE",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    pub sentinel_password_file: Option<PathBuf>,
+}
+
+impl SentinelArguments {
+    /// The settings as typed, the password read from its file.
+    ///
+    /// # Errors
+    /// Where the file cannot be read: a usage error.
+    pub fn settings(self) -> Result<SentinelSettings, Exit> {
+        Ok(SentinelSettings {
+            addresses: self.sentinel,
+            master: self.sentinel_master,
+            password: secret("sentinel-password", self.sentinel_password_file)?,
+        })
+    }
+}
+
 /// `perennial snapshot`
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -1051,6 +1103,7 @@ impl RunArguments {
     pub fn settings(self) -> Result<RunSettings, Exit> {
         Ok(RunSettings {
             redis: self.redis,
+            sentinel: self.sentinel.settings()?,
             redis_password: self.server.password()?,
             archive: self.archive,
             name: self.name,
@@ -1100,6 +1153,7 @@ impl OneSnapshotArguments {
         Ok(RunSettings {
             redis_password: self.server.password()?,
             redis: self.redis,
+            sentinel: SentinelSettings::default(),
             archive: self.archive,
             name: None,
             seed: Policy::Never,

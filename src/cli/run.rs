@@ -30,6 +30,7 @@ use crate::restore::seeder::{Seeder, SeederOptions};
 use crate::restore::to_replica::{Approach, Purpose, Seed, SeedError};
 use crate::server::control::Control;
 use crate::server::info::Info;
+use crate::server::sentinel::{Sentinels, Word};
 use crate::store::Store;
 use crate::store::catalog::{self, CatalogError, Kept, Listing, Loaded};
 use crate::store::measured::{MeasuredStore, Observer};
@@ -110,7 +111,9 @@ pub async fn run(
     });
     let _glances = glance::beside(Arc::clone(&store), Arc::clone(&observed));
     let shutdown_timeout = options.shutdown_timeout;
+    let sentinels = options.sentinel.clone();
     let mut runner = Runner {
+        sentinels: sentinels.map(|asked| Sentinels::ask(asked.addresses, asked.master)),
         options,
         store,
         clock,
@@ -284,7 +287,9 @@ struct Decided {
 }
 
 struct Runner {
+    /// With Sentinels, `redis` is the server that they named last.
     options: RunOptions,
+    sentinels: Option<Sentinels>,
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     archive: ArchiveDocument,
@@ -353,6 +358,9 @@ impl Runner {
 
     async fn look(&mut self) -> anyhow::Result<Looked> {
         let nothing = |text: String| Ok(Looked::Nothing(Said::new(text)));
+        if let Err(said) = self.find_master() {
+            return Ok(Looked::Nothing(said));
+        }
         let mut control = match Control::connect(&self.options.redis).await {
             Ok(control) => control,
             Err(error) => return nothing(error.to_string()),
@@ -412,6 +420,28 @@ impl Runner {
             control,
             read_at: now,
         })))
+    }
+
+    /// Turns to the server that Sentinels name, where they do that.
+    fn find_master(&mut self) -> Result<(), Said> {
+        let Some(sentinels) = &self.sentinels else {
+            return Ok(());
+        };
+        let word = sentinels.word();
+        let named = match &*word.borrow() {
+            Word::Named(named) => named.clone(),
+            Word::Nothing(why) => {
+                return Err(Said::new(format!(
+                    "not ready: no Sentinel names the master: {why}"
+                )));
+            }
+        };
+        if self.follower.turn_to(named.clone(), word) {
+            tracing::info!(epoch = named.epoch, "Sentinel names {named} as the master");
+            self.options.redis = named.address(&self.options.redis);
+            self.recent = None;
+        }
+        Ok(())
     }
 
     /// What the server says of itself; what is said where nothing can be decided about it at the moment.
@@ -571,7 +601,10 @@ impl Runner {
                 };
                 self.observed
                     .not_ready("the server is being filled from the archive");
+                let elsewhere = self.follower.elsewhere();
                 tokio::select! {
+                    // A replica that takes no writes is left behind; Sentinel gives it its new master.
+                    () = elsewhere => Ok(Round::Again),
                     round = self.seed(&loaded, &server, &mut control, approach) => round,
                     _ = stop.wait_for(|stop| *stop) => Ok(Round::Again),
                 }
@@ -587,7 +620,7 @@ impl Runner {
         }
         let fresh = self.clock.ticks().since(began) >= FRESH_MILLIS;
         match end {
-            FollowEnd::Stopped => Round::Again,
+            FollowEnd::Stopped | FollowEnd::Elsewhere => Round::Again,
             FollowEnd::Refused(refusal) if !refusal.is_temporary() => {
                 Round::Later(Said::slow(format!("{}: {end}", self.options.redis)))
             }

@@ -9,10 +9,11 @@ use super::file::most_alike;
 /// What our variables begin with.
 const PREFIX: &str = "PERENNIAL_";
 /// Those that no flag has.
-const WITHOUT_A_FLAG: [&str; 3] = [
+const WITHOUT_A_FLAG: [&str; 4] = [
     "PERENNIAL_LOG",
     "PERENNIAL_REDIS_PASSWORD",
     "PERENNIAL_SEED_PASSWORD",
+    "PERENNIAL_SENTINEL_PASSWORD",
 ];
 
 /// Warns of each variable of this process that is called like ours and that nothing reads.

@@ -34,6 +34,7 @@ use crate::proto::resp::Malformed;
 use crate::server::control::{Control, ControlError};
 use crate::server::info::{Info, MissingField};
 use crate::server::net::Address;
+use crate::server::sentinel::{Named, Word};
 use crate::server::tls::TlsServer;
 use crate::shell::quoted;
 use crate::store::catalog::Loaded;
@@ -112,6 +113,8 @@ pub enum FollowEnd {
     NotYet,
     /// The snapshot that was [asked for](Follower::ask_for_snapshot) was taken, or could not be.
     Asked(Result<Taken, String>),
+    /// Another server is the master now.
+    Elsewhere,
     /// Told to stop.
     Stopped,
 }
@@ -141,6 +144,7 @@ impl fmt::Display for FollowEnd {
             ),
             Self::Asked(Ok(_)) => f.write_str("the snapshot that was asked for is stored"),
             Self::Asked(Err(why)) => f.write_str(why),
+            Self::Elsewhere => f.write_str("Sentinel names another server as the master"),
             Self::Stopped => f.write_str("told to stop"),
         }
     }
@@ -222,6 +226,8 @@ pub struct Follower {
     archive: ArchiveId,
     announced: Option<AnnouncedPort>,
     known: Known,
+    /// Where Sentinels say which server is the master, and the one that is followed.
+    named: Option<(watch::Receiver<Word>, Named)>,
 }
 
 /// What the last INFO said of how to ask.
@@ -303,6 +309,33 @@ impl Follower {
             archive,
             announced: None,
             known: Known::default(),
+            named: None,
+        }
+    }
+
+    /// Follows the server of this name from now on, until `word` names another. What was received of the one before
+    /// stays. Tells whether it is another one.
+    pub fn turn_to(&mut self, named: Named, word: watch::Receiver<Word>) -> bool {
+        let before = self.named.as_ref();
+        if before.is_some_and(|(_, before)| before.is_at(&named)) {
+            return false;
+        }
+        self.redis = named.address(&self.redis);
+        self.named = Some((word, named));
+        true
+    }
+
+    /// Waits until another server is the master.
+    pub fn elsewhere(&self) -> impl Future<Output = ()> + use<> {
+        let named = self.named.clone();
+        async move {
+            let Some((mut word, followed)) = named else {
+                return std::future::pending().await;
+            };
+            let other = |word: &Word| matches!(word, Word::Named(named) if !named.is_at(&followed));
+            if word.wait_for(other).await.is_err() {
+                std::future::pending().await
+            }
         }
     }
 
@@ -576,6 +609,7 @@ impl Follower {
         self.give_up_later()?;
         tokio::select! {
             () = room => Ok(()),
+            () = self.elsewhere() => Err(FollowEnd::Elsewhere),
             _ = stop.wait_for(|stop| *stop) => Err(FollowEnd::Stopped),
         }
     }
@@ -613,6 +647,7 @@ impl Follower {
         stop: &mut watch::Receiver<bool>,
     ) -> Result<(Link, Reply, bool), FollowEnd> {
         let options = self.replica_options(psync);
+        let mut elsewhere = std::pin::pin!(self.elsewhere());
         let (announced, clock) = (&mut self.announced, Arc::clone(&self.clock));
         let tls = self.options.tls.clone();
         let listening_port = |connection: &crate::server::net::Connection| {
@@ -643,6 +678,7 @@ impl Follower {
             let event = tokio::select! {
                 event = link.next(true) => event,
                 _ = stop.wait_for(|stop| *stop) => return Err(FollowEnd::Stopped),
+                () = &mut elsewhere => return Err(FollowEnd::Elsewhere),
             };
             match event {
                 Event::OptionRefused { option, reply } => {

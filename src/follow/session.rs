@@ -83,6 +83,7 @@ enum Wake {
     Later(Turn),
     Accepted,
     Stop,
+    Elsewhere,
 }
 
 impl Follower {
@@ -138,6 +139,7 @@ impl Follower {
     ) -> FollowEnd {
         let mut progress = session.uploader.subscribe();
         let mut accepted = std::pin::pin!(self.until_accepted());
+        let mut elsewhere = std::pin::pin!(self.elsewhere());
         loop {
             self.acknowledge(session, link, &progress);
             self.start_snapshot(&session.uploader);
@@ -148,9 +150,10 @@ impl Follower {
             if !read && session.feed.is_none() && self.is_spool_full() {
                 return FollowEnd::Stalled;
             }
-            let wake = self
-                .wait(session, link, read, &mut progress, accepted.as_mut(), stop)
-                .await;
+            let wake = tokio::select! {
+                () = &mut elsewhere => Wake::Elsewhere,
+                wake = self.wait(session, link, read, &mut progress, accepted.as_mut(), stop) => wake,
+            };
             let now = self.clock.ticks();
             let handled = match wake {
                 Wake::Event(event) => self.handle(session, event).await,
@@ -164,6 +167,7 @@ impl Follower {
                     accepted.set(self.until_accepted());
                     Ok(())
                 }
+                Wake::Elsewhere => Err(FollowEnd::Elsewhere),
                 Wake::Stop => {
                     self.begin_to_stop(session, now);
                     Ok(())

@@ -8,4 +8,5 @@ pub mod info;
 pub mod net;
 pub mod pipeline;
 pub mod scratch;
+pub mod sentinel;
 pub mod tls;

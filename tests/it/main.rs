@@ -123,6 +123,7 @@ mod orderly_stop;
 mod kill_matrix;
 // Seeds that must not come about, and stopping while something hangs.
 mod seeds_refused;
+mod sentinel;
 // ACL rules, passwords and masterauth; the loop over a socket file.
 mod passwords;
 // Seeds into other versions, without a module, with too little memory.

@@ -82,6 +82,7 @@ impl Clock for FastClock {
 pub fn settings(url: &str, archive: &str, flush_interval: &str) -> RunSettings {
     RunSettings {
         redis: url.to_owned(),
+        sentinel: Default::default(),
         archive: archive.to_owned(),
         name: None,
         seed: Policy::Auto,
