@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::Exit;
+use crate::advice::unreadable;
 use crate::config::{RunSettings, SnapshotSettings, TlsSettings, UpkeepSettings};
 use crate::decide::Policy;
 use crate::follow::AckMode;
@@ -18,14 +19,15 @@ use crate::follow::AckMode;
     max_term_width = 100,
     after_help = "\
 Start here, beside a running Redis:
-  perennial run --redis redis://127.0.0.1:6379 --archive file:///var/lib/perennial
+  perennial run --redis redis://127.0.0.1:6379 \\
+      --archive file:///var/lib/perennial
 
 Then look at what is kept, and try a restore:
   perennial status --archive file:///var/lib/perennial
-  perennial restore --archive file:///var/lib/perennial --to /tmp/restored --dry-run
+  perennial restore --archive file:///var/lib/perennial \\
+      --to /tmp/restored --dry-run
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing to restore.
-PERENNIAL_LOG=debug says more."
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing to restore. PERENNIAL_LOG=debug says more."
 )]
 pub struct Cli {
     /// What to do.
@@ -91,14 +93,14 @@ A type that is not known here (of a newer server, for example) ends the reading 
 not depend on it.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no snapshot or no such key.")]
+#[command(group(clap::ArgGroup::new("source").args(["archive", "file"]).required(true).multiple(true)))]
 pub struct InspectArguments {
     /// Where the archive lies: file:///absolute/directory, s3://bucket/prefix?region=… or gs://bucket/prefix
     #[arg(
         long,
         env = "PERENNIAL_ARCHIVE",
         hide_env_values = true,
-        value_name = "URL",
-        required_unless_present = "file"
+        value_name = "URL"
     )]
     pub archive: Option<String>,
 
@@ -278,7 +280,9 @@ impl UpkeepArguments {
 #[command(after_help = "\
 `perennial run` does the same every few minutes by itself: this is for an archive that nothing writes to any more, and \
 to see what would be done. Nothing that a restore inside --retention needs is deleted, on any branch; nor the last \
-restorable snapshot, whatever its age. What was merged is deleted ten minutes after, so a second call finishes.")]
+restorable snapshot, whatever its age. What was merged is deleted ten minutes after, so a second call finishes.
+
+Exit codes: 0 done, or nothing was to be done, 1 failed, or something needs a person (with --dry-run: would), 2 wrong usage.")]
 pub struct PruneArguments {
     /// The archive.
     #[command(flatten)]
@@ -306,16 +310,20 @@ pub struct PruneArguments {
 /// `perennial restore`
 #[derive(Debug, Args)]
 #[command(after_help = "\
-What is written depends on the server that was archived: an `appendonlydir/` (7.0 and later, Valkey), an
-`appendonly.aof` (4.0 to 6.2) or a `dump.rdb`. The last lines of the output say how to start a server on it.
+What is written depends on the server that was archived: an `appendonlydir/` (7.0 and later, Valkey), an \
+`appendonly.aof` (4.0 to 6.2) or a `dump.rdb`. The last lines of the output say how to start a server on it. \
 Everything is checked on the way, and the files appear only when all of them are complete.
 
-With a server's URL an empty server is filled and left a master, with a history of its own; nothing is written to the
+With a server's URL an empty server is filled and left a master, with a history of its own; nothing is written to the \
 archive. It connects to us for that: see --seed-listen where it is on another machine.
 
 Examples:
-  perennial restore --archive file:///archive --to /var/lib/redis --at 2026-11-21T14:30:00Z
-  perennial restore --archive file:///archive --to redis://127.0.0.1:7000 --at \"10m ago\"")]
+  perennial restore --archive file:///archive --to /var/lib/redis \\
+      --at 2026-11-21T14:30:00Z
+  perennial restore --archive file:///archive --to redis://127.0.0.1:7000 \\
+      --at \"10m ago\"
+
+Exit codes: 0 done, 1 failed or, with --dry-run, would be refused, 2 wrong usage, 3 nothing to restore.")]
 // Not the address of a `run` in the same environment: that one would take an unfinished copy for its own replica.
 #[command(
     mut_arg("seed_listen", |it| it.env("PERENNIAL_COPY_LISTEN").help(COPY_LISTEN)),
@@ -353,7 +361,7 @@ pub struct RestoreArguments {
     )]
     pub at: String,
 
-    /// Print what would be read, and restore nothing
+    /// Print what would be read and whether it would be refused, and restore nothing
     #[arg(long, env = "PERENNIAL_DRY_RUN", hide_env_values = true)]
     pub dry_run: bool,
 
@@ -446,8 +454,10 @@ has expired by then cannot be compared any more.
 
 Exit codes: 0 nothing is bad, 1 something is, or it could not be verified, 2 wrong usage.
 
+Examples:
   perennial verify --archive file:///var/lib/perennial
-  perennial verify --archive file:///var/lib/perennial --drill --scratch /usr/bin/redis-server")]
+  perennial verify --archive file:///var/lib/perennial \\
+      --drill --scratch /usr/bin/redis-server")]
 pub struct VerifyArguments {
     /// Where the archive lies
     #[arg(
@@ -1161,6 +1171,12 @@ fn secret(name: &str, path: Option<PathBuf>) -> Result<Option<String>, Exit> {
         )));
     }
     let text = std::fs::read_to_string(&path)
-        .map_err(|error| usage(format!("--{name}-file: read {}: {error}", path.display())))?;
-    Ok(Some(text.trim_end_matches(['\n', '\r']).to_owned()))
+        .map_err(|error| usage(format!("--{name}-file: {}", unreadable(&path, &error))))?;
+    let secret = text.trim_end_matches(['\n', '\r']);
+    let wrong = match secret {
+        "" => "is empty: write the password into it",
+        _ if secret.contains(['\n', '\r']) => "has several lines: write the password alone into it",
+        _ => return Ok(Some(secret.to_owned())),
+    };
+    Err(usage(format!("--{name}-file: {} {wrong}", path.display())))
 }

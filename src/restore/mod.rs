@@ -6,7 +6,7 @@ pub mod drill;
 mod fill;
 pub mod mapped;
 pub mod moment;
-mod refusal;
+pub mod refusal;
 pub mod rewrite;
 pub mod seeder;
 pub mod source;
