@@ -8,9 +8,7 @@ use super::flags::{self, CheckArguments};
 use super::{Exit, findings, open_store, say, tell};
 use crate::archive::plan::{Target, plan};
 use crate::archive::snapshot::read_head;
-use crate::check::{
-    ArchiveFacts, Finding, Level, ServerFacts, count, of_archive, of_server, of_store,
-};
+use crate::check::{ArchiveFacts, Finding, ServerFacts, of_archive, of_server, of_store};
 use crate::clock::Clock;
 use crate::config;
 use crate::decide::readable;
@@ -63,14 +61,7 @@ pub async fn run(arguments: CheckArguments, clock: Arc<dyn Clock>) -> anyhow::Re
     } else {
         tell(&as_text(&parts, &findings));
     }
-    match count(&findings, Level::Bad) {
-        0 => Ok(()),
-        bad => Err(Exit {
-            message: format!("{bad} of {} findings are bad", findings.len()),
-            code: 1,
-        }
-        .into()),
-    }
+    Ok(findings::verdict(&findings)?)
 }
 
 fn usage(message: String) -> Exit {

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::Exit;
 use crate::check::{Finding, Level, count};
 
 /// A line for each, and one for what to change.
@@ -21,6 +22,20 @@ pub(super) fn lines(findings: &[Finding]) -> Vec<String> {
 pub(super) fn summary(findings: &[Finding]) -> String {
     let counted = Level::ALL.map(|level| format!("{} {}", count(findings, level), level.word()));
     counted.join(", ")
+}
+
+/// Whether nothing is bad; else what to exit with.
+///
+/// # Errors
+/// How many findings are.
+pub(super) fn verdict(findings: &[Finding]) -> Result<(), Exit> {
+    let (bad, all) = (count(findings, Level::Bad), findings.len());
+    match bad {
+        0 => Ok(()),
+        1 => Err(format!("1 of {all} findings is bad")),
+        _ => Err(format!("{bad} of {all} findings are bad")),
+    }
+    .map_err(|message| Exit { message, code: 1 })
 }
 
 /// The fields `findings` and `summary`.

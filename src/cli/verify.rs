@@ -80,19 +80,12 @@ pub async fn run(arguments: VerifyArguments, clock: Arc<dyn Clock>) -> anyhow::R
     } else {
         tell(&as_text(&verified));
     }
-    let findings = &verified.report.findings;
-    let bad = count(findings, Level::Bad);
+    let found = &verified.report.findings;
+    let bad = count(found, Level::Bad);
     if let Some(path) = &arguments.metrics_file {
         write_metrics(path, &verified, bad, clock.unix())?;
     }
-    match bad {
-        0 => Ok(()),
-        bad => Err(Exit {
-            message: format!("{bad} of {} findings are bad", findings.len()),
-            code: 1,
-        }
-        .into()),
-    }
+    Ok(findings::verdict(found)?)
 }
 
 /// `--since`, as typed: a time, or how long ago.
