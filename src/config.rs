@@ -13,7 +13,7 @@ use crate::follow::{AckMode, FollowOptions, SealOptions, SpoolOptions};
 use crate::proto::handshake::Auth;
 use crate::restore::seeder::SeederOptions;
 use crate::server::net::{Address, Credentials, Endpoint};
-use crate::server::tls::{IdentityFiles, TlsClient, TlsServer};
+use crate::server::tls::{IdentityFiles, TlsClient, TlsFileError, TlsServer};
 
 mod sentinel;
 mod snapshots;
@@ -110,7 +110,7 @@ impl UpkeepSettings {
     pub fn check(self) -> Result<crate::upkeep::Options, BadSetting> {
         let retention = match self.retention.as_str() {
             "forever" => Duration::MAX,
-            text => duration("retention", text)?,
+            text => duration_or("retention", text, ", or forever")?,
         };
         if retention < RETENTION_MIN {
             return Err(bad(
@@ -223,16 +223,7 @@ impl RunSettings {
     pub fn check(self) -> Result<RunOptions, BadSetting> {
         let redis = server(&self.redis, self.redis_password, &self.tls)?;
         let sentinel = self.sentinel.check(&redis, &self.tls)?;
-        let name = self.name.filter(|name| !name.is_empty());
-        if name
-            .as_ref()
-            .is_some_and(|name| name.chars().count() > NAME_CHARACTERS_MAX)
-        {
-            return Err(bad(
-                "name",
-                format!("longer than {NAME_CHARACTERS_MAX} characters"),
-            ));
-        }
+        let name = name(self.name)?;
         let flush_bytes = bytes("flush-bytes", &self.flush_bytes, 64 * 1024)?;
         let buffer_bytes = bytes("buffer-bytes", &self.buffer_bytes, BUFFER_BYTES_MIN)?;
         if flush_bytes > buffer_bytes {
@@ -265,7 +256,11 @@ impl RunSettings {
         let http = self.http.as_deref().map(http).transpose()?;
         let schedule = self.snapshots.schedule()?;
         let snapshot_source = self.snapshots.source(&self.tls)?;
-        let upkeep_interval = duration("upkeep-interval", &self.upkeep_interval)?;
+        let upkeep_interval = duration_or(
+            "upkeep-interval",
+            &self.upkeep_interval,
+            ", or 0s for never",
+        )?;
         let seed_tls = seed_tls(self.tls)?;
         Ok(RunOptions {
             upkeep: self.upkeep.check()?,
@@ -298,6 +293,22 @@ impl RunSettings {
             shutdown_timeout,
             http,
         })
+    }
+}
+
+/// The data set's name; an empty one is none.
+///
+/// # Errors
+/// [`BadSetting`].
+pub fn name(given: Option<String>) -> Result<Option<String>, BadSetting> {
+    let name = given.filter(|name| !name.is_empty());
+    let is_long = |name: &String| name.chars().count() > NAME_CHARACTERS_MAX;
+    match name.as_ref().is_some_and(is_long) {
+        true => Err(bad(
+            "name",
+            format!("longer than {NAME_CHARACTERS_MAX} characters"),
+        )),
+        false => Ok(name),
     }
 }
 
@@ -419,12 +430,8 @@ pub fn seeder(
     }
     let announce = announce
         .map(|text| {
-            let (host, port) = text
-                .rsplit_once(':')
-                .ok_or_else(|| bad("seed-announce", "write HOST:PORT"))?;
-            let port = port
-                .parse()
-                .map_err(|_| bad("seed-announce", "the port is not a number"))?;
+            let (host, port) = text.rsplit_once(':').ok_or_else(|| wrong_announce(&text))?;
+            let port = port.parse().map_err(|_| wrong_announce(&text))?;
             // The server is told host and port apart.
             let host = host.trim_start_matches('[').trim_end_matches(']');
             Ok((host.to_owned(), port))
@@ -440,6 +447,13 @@ pub fn seeder(
         auth,
         tls,
     })
+}
+
+fn wrong_announce(text: &str) -> BadSetting {
+    bad(
+        "seed-announce",
+        format!("{text:?} is not HOST:PORT, as in backup.example:6390"),
+    )
 }
 
 /// Gives an address of `rediss://` its certificates; refuses them for any other.
@@ -470,11 +484,30 @@ fn encrypt(redis: &mut Address, settings: &TlsSettings) -> Result<(), BadSetting
     };
     tls.name_for(host)
         .map_err(|error| bad("redis-server-name", error))?;
-    let flag = match tls.identity {
+    let otherwise = match tls.identity {
         Some(_) => "redis-cert-file",
         None => "redis-ca-file",
     };
-    tls.load().map_err(|error| bad(flag, error)).map(drop)
+    let files = [
+        ("redis-ca-file", &settings.redis_ca_file),
+        ("redis-cert-file", &settings.redis_cert_file),
+        ("redis-key-file", &settings.redis_key_file),
+    ];
+    let named = |error: TlsFileError| bad(flag_of(&error, files, otherwise), error);
+    tls.load().map_err(named).map(drop)
+}
+
+/// The flag that names the file which an error is about; `otherwise` where it is about more than one.
+fn flag_of(
+    error: &TlsFileError,
+    files: [(&'static str, &Option<PathBuf>); 3],
+    otherwise: &'static str,
+) -> &'static str {
+    let Some(path) = error.path() else {
+        return otherwise;
+    };
+    let named = files.iter().find(|(_, file)| file.as_deref() == Some(path));
+    named.map_or(otherwise, |(flag, _)| flag)
 }
 
 /// Our own certificate at the seed address, if there is one.
@@ -483,8 +516,8 @@ fn encrypt(redis: &mut Address, settings: &TlsSettings) -> Result<(), BadSetting
 /// [`BadSetting`].
 pub fn seed_tls(settings: TlsSettings) -> Result<Option<TlsServer>, BadSetting> {
     let identity = identity(
-        ("seed-cert-file", settings.seed_cert_file),
-        ("seed-key-file", settings.seed_key_file),
+        ("seed-cert-file", settings.seed_cert_file.clone()),
+        ("seed-key-file", settings.seed_key_file.clone()),
     )?;
     let Some(identity) = identity else {
         return match settings.seed_client_ca_file {
@@ -497,9 +530,15 @@ pub fn seed_tls(settings: TlsSettings) -> Result<Option<TlsServer>, BadSetting> 
     };
     let tls = TlsServer {
         identity,
-        client_ca_file: settings.seed_client_ca_file,
+        client_ca_file: settings.seed_client_ca_file.clone(),
     };
-    tls.load().map_err(|error| bad("seed-cert-file", error))?;
+    let files = [
+        ("seed-cert-file", &settings.seed_cert_file),
+        ("seed-key-file", &settings.seed_key_file),
+        ("seed-client-ca-file", &settings.seed_client_ca_file),
+    ];
+    let named = |error: TlsFileError| bad(flag_of(&error, files, "seed-cert-file"), error);
+    tls.load().map_err(named)?;
     Ok(Some(tls))
 }
 
@@ -517,21 +556,42 @@ fn identity(certificate: NamedFile, key: NamedFile) -> Result<Option<IdentityFil
 }
 
 fn bytes(flag: &'static str, text: &str, at_least: u64) -> Result<u64, BadSetting> {
-    let size: bytesize::ByteSize = text
-        .parse()
-        .map_err(|_| bad(flag, format!("{text:?} is not a size like 8MiB")))?;
+    let size: bytesize::ByteSize = text.parse().map_err(|_| {
+        bad(
+            flag,
+            format!(
+                "{text:?} is not a size: write bytes, or 64KiB, 8MiB or 1GiB, or 64kB, 8MB or 1GB"
+            ),
+        )
+    })?;
     if size.as_u64() < at_least {
         return Err(bad(
             flag,
-            format!("at least {}", bytesize::ByteSize(at_least)),
+            format!(
+                "{text} is too little: at least {}",
+                bytesize::ByteSize(at_least)
+            ),
         ));
     }
     Ok(size.as_u64())
 }
 
 fn duration(flag: &'static str, text: &str) -> Result<Duration, BadSetting> {
-    humantime::parse_duration(text)
-        .map_err(|_| bad(flag, format!("{text:?} is not a time like 1s or 500ms")))
+    duration_or(flag, text, "")
+}
+
+/// The same where something `besides` may be written.
+fn duration_or(
+    flag: &'static str,
+    text: &str,
+    besides: &'static str,
+) -> Result<Duration, BadSetting> {
+    humantime::parse_duration(text).map_err(|_| {
+        bad(
+            flag,
+            format!("{text:?} is not a time: write a number with its unit, as in 500ms, 10s, 5m, 24h or 7d{besides}"),
+        )
+    })
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -595,10 +655,16 @@ mod tests {
         assert!(check(|s| s.snapshot_part_bytes = "1KiB".into()).contains("1.0 MiB"));
         assert!(check(|s| s.flush_bytes = "many".into()).contains("8MiB"));
         assert!(check(|s| s.flush_bytes = "64MiB".into()).contains("--buffer-bytes"));
-        assert!(check(|s| s.spool_bytes = "1KiB".into()).contains("--spool-bytes: at least"));
+        assert!(
+            check(|s| s.spool_bytes = "1KiB".into()).contains("--spool-bytes: 1KiB is too little")
+        );
         assert!(check(|s| s.spool_dir = Some("/nowhere".into())).contains("/nowhere"));
         assert!(check(|s| s.uploads_per_second = Some("many".into())).contains("none"));
         assert!(check(|s| s.flush_interval = "soon".into()).contains("500ms"));
+        assert!(check(|s| s.flush_interval = "5".into()).contains("with its unit"));
+        assert!(check(|s| s.upkeep.retention = "never".into()).contains("7d, or forever"));
+        assert!(check(|s| s.upkeep_interval = "never".into()).contains("0s for never"));
+        assert!(check(|s| s.snapshots.interval = "daily".into()).contains("24h or 7d, or none"));
         assert!(check(|s| s.seed_listen = "6390".into()).contains("127.0.0.1:6390"));
         assert!(check(|s| s.seed_listen = "0.0.0.0:6390".into()).contains("--seed-password"));
         assert!(check(|s| s.http = Some(":9121".into())).contains("127.0.0.1:9121"));
@@ -632,6 +698,28 @@ mod tests {
             settings.check().unwrap_err().to_string()
         };
         let file = || Some(PathBuf::from("/nowhere.pem"));
+        // Each file is named with the flag that named it.
+        let unread = |flag: &str, change: fn(&mut RunSettings)| {
+            let said = check(change);
+            assert!(said.starts_with(&format!("--{flag}: ")), "{said}");
+            assert!(said.contains("check the path"), "{said}");
+        };
+        unread("redis-ca-file", |s| {
+            s.redis = "rediss://host".into();
+            s.tls.redis_ca_file = Some("/nowhere.ca".into());
+            s.tls.redis_cert_file = Some("/nowhere.pem".into());
+            s.tls.redis_key_file = Some("/nowhere.key".into());
+        });
+        unread("redis-cert-file", |s| {
+            s.redis = "rediss://host".into();
+            s.tls.redis_cert_file = Some("/nowhere.pem".into());
+            s.tls.redis_key_file = Some("/nowhere.key".into());
+        });
+        unread("seed-client-ca-file", |s| {
+            s.tls.seed_cert_file = Some("/nowhere.pem".into());
+            s.tls.seed_key_file = Some("/nowhere.key".into());
+            s.tls.seed_client_ca_file = Some("/nowhere.ca".into());
+        });
         let plain = check(|s| s.tls.redis_ca_file = Some("/nowhere.pem".into()));
         assert!(
             plain.starts_with("--redis-ca-file: ") && plain.contains("rediss://"),

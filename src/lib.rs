@@ -12,6 +12,7 @@
 //! The library is public only so that the binary, the tests and the benches can reach it: nothing in it is a
 //! stable interface. `ARCHITECTURE.md` has a paragraph on each module and the invariants they keep.
 
+pub mod advice;
 pub mod clock;
 pub mod position;
 pub mod shell;

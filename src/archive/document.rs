@@ -80,6 +80,12 @@ pub struct ArchiveDocument {
     pub created_at: UnixMillis,
 }
 
+/// Whether an archive that bears this name may be used by somebody who asks for that one. Whoever asks for none takes any;
+/// an archive without a name is nobody's who asks for one.
+pub fn is_name_right(found: Option<&str>, wanted: Option<&str>) -> bool {
+    wanted.is_none() || wanted == found
+}
+
 /// `timeline.json`: where a timeline comes from.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TimelineDocument {

@@ -13,6 +13,7 @@ use crate::position::{Offset, ReplicationId, TimelineSeq, UnixMillis};
 
 pub use super::document::{
     AcceptedDocument, ArchiveDocument, DOCUMENT_FORMAT, DocumentError, Source, TimelineDocument,
+    is_name_right,
 };
 
 /// The longest object name, in bytes. Every name made here is far shorter.

@@ -13,7 +13,9 @@ use crate::archive::layout::ObjectName;
 use crate::archive::timeline::Catalog;
 use crate::position::UnixMillis;
 
-pub use merge::{Covered, MERGE_INPUTS_MAX, Merge, is_superfluous_later, merges, superfluous};
+pub use merge::{
+    Beside, Covered, MERGE_INPUTS_MAX, Merge, is_superfluous_later, merges, outermost, superfluous,
+};
 pub use prune::{PruneError, PrunePlan, SUPERSEDED_KEPT, prune};
 
 /// Times of the streamers' clocks that lie in the future are not believed further than this beyond the store's own date,

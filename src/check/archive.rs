@@ -1,6 +1,7 @@
 //! What is found of an archive.
 
 use super::Finding;
+use crate::archive::layout::is_name_right;
 use crate::decide::UnreadablePayload;
 
 /// What was seen of an archive.
@@ -29,8 +30,11 @@ pub fn of_archive(facts: Option<&ArchiveFacts>) -> Vec<Finding> {
         return vec![Finding::ok("archive", found)];
     };
     let name = facts.name.as_deref();
-    let mut findings = vec![match (name, facts.wanted.as_deref()) {
-        (Some(found), Some(wanted)) if found != wanted => Finding::bad(
+    let wanted = facts.wanted.as_deref();
+    // What `perennial run` refuses is bad.
+    let is_right = is_name_right(name, wanted);
+    let mut findings = vec![match (name, wanted) {
+        (Some(found), Some(wanted)) if !is_right => Finding::bad(
             "archive-name",
             format!("it belongs to the data set {found}, not to {wanted}"),
             format!(
@@ -42,10 +46,10 @@ pub fn of_archive(facts: Option<&ArchiveFacts>) -> Vec<Finding> {
             "archive-name",
             format!("it belongs to the data set {found}"),
         ),
-        (None, Some(wanted)) => Finding::warn(
+        (None, Some(wanted)) => Finding::bad(
             "archive-name",
-            format!("it has no name: that of {wanted} is not compared with anything"),
-            "nothing, if it is the right one; an archive gets its name when it begins",
+            format!("it has no name, so nothing says that it is that of {wanted}"),
+            "no --name, if it is the right one (an archive gets its name when it begins); else an archive of its own",
         ),
         (None, None) => Finding::ok("archive-name", "it has no name, and none is asked for"),
     }];
@@ -92,7 +96,7 @@ mod tests {
             (Some("a"), None, Level::Ok),
             (Some("a"), Some("a"), Level::Ok),
             (Some("a"), Some("b"), Level::Bad),
-            (None, Some("b"), Level::Warn),
+            (None, Some("b"), Level::Bad),
         ] {
             let facts = ArchiveFacts {
                 name: name.map(str::to_owned),
@@ -102,6 +106,7 @@ mod tests {
             let findings = of_archive(Some(&facts));
             assert_eq!(findings[0].id, "archive-name");
             assert_eq!(findings[0].level, level, "{name:?} {wanted:?}");
+            assert_eq!(is_name_right(name, wanted), level == Level::Ok);
         }
     }
 

@@ -39,6 +39,8 @@ pub struct ServerFacts {
     pub user: Option<String>,
     /// What INFO says.
     pub info: Info,
+    /// How many of its replicas are Perennials.
+    pub perennials: u64,
     /// What following needs.
     pub to_follow: Vec<Permission>,
     /// What seeding needs besides.
@@ -63,9 +65,10 @@ impl ServerFacts {
         self.info.text("role") != Some("master")
     }
 
-    /// Real replicas: whoever is attached, but for us.
-    fn attached(&self) -> u64 {
-        self.info.number("connected_slaves").unwrap_or(0)
+    /// Replicas that are attached and are not Perennial.
+    fn real_replicas(&self) -> u64 {
+        let attached = self.info.number("connected_slaves").unwrap_or(0);
+        attached.saturating_sub(self.perennials)
     }
 
     pub(super) fn setting(&self, name: &str) -> Option<&str> {
@@ -228,21 +231,36 @@ fn replicas(facts: &ServerFacts, findings: &mut Vec<Finding>) {
     if facts.is_replica() {
         return;
     }
-    let attached = facts.attached();
-    findings.push(if attached == 0 {
-        Finding::ok(
+    findings.push(match (facts.real_replicas(), facts.perennials) {
+        (0, 0) => Finding::ok(
             "server-wait",
             "no replica is attached: once `perennial run` is, WAIT 1 means in the archive",
-        )
-    } else {
-        Finding::warn(
+        ),
+        (0, 1) => Finding::ok(
+            "server-wait",
+            "Perennial is the only replica that is attached: WAIT 1 means in the archive",
+        ),
+        (0, perennials) => Finding::warn(
             "server-wait",
             format!(
-                "replicas that are attached: {attached}, Perennial among them where it runs; whichever acknowledges \
-                 first answers a WAIT 1"
+                "{perennials} Perennials are attached, and no other replica: whichever acknowledges first answers a WAIT 1"
             ),
-            "WAIT with one more than the real replicas alone, for a write that must be in the archive",
-        )
+            format!(
+                "one `perennial run` for each archive of this server; where each has an archive of its own, WAIT \
+                 {perennials} means in all of them"
+            ),
+        ),
+        (replicas, perennials) => Finding::warn(
+            "server-wait",
+            format!(
+                "replicas that are attached: {replicas} besides {perennials} of Perennial; whichever acknowledges first \
+                 answers a WAIT 1"
+            ),
+            format!(
+                "WAIT {}, one more than the real replicas alone, for a write that must be in the archive",
+                replicas + 1
+            ),
+        ),
     });
 }
 

@@ -3,7 +3,7 @@
 use anyhow::bail;
 
 use super::flags::AcceptArguments;
-use super::{open_store, say};
+use super::{open_store, tell};
 use crate::archive::layout::{AcceptedDocument, DOCUMENT_FORMAT};
 use crate::archive::timeline::Timeline;
 use crate::clock::Clock;
@@ -55,7 +55,7 @@ pub async fn run(arguments: &AcceptArguments, clock: &dyn Clock) -> anyhow::Resu
     };
     let contested = catalog.rival(clock.unix()).is_some();
     if catalog.head().is_some_and(|head| head.timeline == seq) && !contested {
-        say(&format!(
+        tell(&format!(
             "timeline {seq} is the head already: nothing changed"
         ));
         return Ok(());
@@ -84,7 +84,7 @@ pub async fn run(arguments: &AcceptArguments, clock: &dyn Clock) -> anyhow::Resu
         reason: arguments.reason.clone(),
     };
     catalog::accept(&*store, catalog, seq, id, document).await?;
-    say(&format!(
+    tell(&format!(
         "timeline {seq} is the head now{}",
         before.map_or_else(String::new, |before| format!(
             "; before it was {before}, which stays and can be restored by --at timeline:{}",

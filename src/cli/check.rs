@@ -5,12 +5,10 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::flags::{self, CheckArguments};
-use super::{Exit, open_store, say};
+use super::{Exit, findings, open_store, say, tell};
 use crate::archive::plan::{Target, plan};
 use crate::archive::snapshot::read_head;
-use crate::check::{
-    ArchiveFacts, Finding, Level, ServerFacts, count, of_archive, of_server, of_store,
-};
+use crate::check::{ArchiveFacts, Finding, ServerFacts, of_archive, of_server, of_store};
 use crate::clock::Clock;
 use crate::config;
 use crate::decide::readable;
@@ -34,11 +32,14 @@ struct Part {
 /// Wrong usage; and, with exit code 1 and everything said before, that something is bad.
 pub async fn run(arguments: CheckArguments, clock: Arc<dyn Clock>) -> anyhow::Result<()> {
     let is_json = arguments.json;
-    let name = arguments.name.clone().filter(|name| !name.is_empty());
+    let name = config::name(arguments.name.clone()).map_err(|error| usage(error.to_string()))?;
     let (server, seeding) = server_of(&arguments)?;
     let store = arguments.archive.as_deref().map(open_store).transpose()?;
     if server.is_none() && store.is_none() {
-        return Err(usage("give --redis, --archive, or both".into()).into());
+        return Err(usage(
+            "there is nothing to look at: give --redis, --archive, or both, as `perennial run` gets them".into(),
+        )
+        .into());
     }
     let mut parts = Vec::new();
     let mut facts = None;
@@ -55,18 +56,12 @@ pub async fn run(arguments: CheckArguments, clock: Arc<dyn Clock>) -> anyhow::Re
         .iter()
         .flat_map(|part| part.findings.iter().cloned())
         .collect();
-    say(&match is_json {
-        true => serde_json::to_string_pretty(&as_json(&parts, &findings))?,
-        false => as_text(&parts, &findings),
-    });
-    match count(&findings, Level::Bad) {
-        0 => Ok(()),
-        bad => Err(Exit {
-            message: format!("{bad} of {} findings are bad", findings.len()),
-            code: 1,
-        }
-        .into()),
+    if is_json {
+        say(&serde_json::to_string_pretty(&as_json(&parts, &findings))?);
+    } else {
+        tell(&as_text(&parts, &findings));
     }
+    Ok(findings::verdict(&findings)?)
 }
 
 fn usage(message: String) -> Exit {
@@ -185,49 +180,28 @@ fn as_json(parts: &[Part], findings: &[Finding]) -> Value {
         let part = parts.iter().find(|part| part.what == what);
         part.map(|part| part.address.clone())
     };
+    let (all, summary) = findings::json(findings);
     json!({
         "server": address("server"),
         "archive": address("archive"),
-        "findings": findings.iter().map(|finding| json!({
-            "id": finding.id,
-            "level": finding.level.word(),
-            "found": finding.found,
-            "change": finding.change,
-        })).collect::<Vec<_>>(),
-        "summary": Level::ALL
-            .iter()
-            .map(|level| (level.word().to_owned(), json!(count(findings, *level))))
-            .collect::<serde_json::Map<_, _>>(),
+        "findings": all,
+        "summary": summary,
     })
 }
 
-fn as_text(parts: &[Part], findings: &[Finding]) -> String {
+fn as_text(parts: &[Part], all: &[Finding]) -> String {
     let mut lines = Vec::new();
     for part in parts {
         lines.push(format!("{} {}", part.what, part.address));
-        for finding in &part.findings {
-            lines.push(format!(
-                "  {:<8}{}: {}",
-                finding.level.word(),
-                finding.id,
-                finding.found
-            ));
-            if let Some(change) = &finding.change {
-                lines.push(format!("          -> {change}"));
-            }
-        }
+        lines.extend(findings::lines(&part.findings));
         lines.push(String::new());
     }
-    let summary: Vec<String> = Level::ALL
-        .iter()
-        .map(|level| format!("{} {}", count(findings, *level), level.word()))
-        .collect();
-    lines.push(summary.join(", "));
+    lines.push(findings::summary(all));
     let is_command = |finding: &Finding| {
         let change = finding.change.as_deref().unwrap_or_default();
         change.starts_with("redis-cli")
     };
-    if findings.iter().any(is_command) {
+    if all.iter().any(is_command) {
         lines.push(
             "A redis-cli command lasts until the server's restart: write the same into its configuration or ACL file."
                 .to_owned(),

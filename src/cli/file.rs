@@ -2,11 +2,13 @@
 //! the flag or its environment variable was given, so that both are read and checked by the same code.
 
 use std::ffi::OsString;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, Command};
 
 use super::Exit;
+use crate::advice::unreadable;
 
 /// The longest configuration file, bytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -93,18 +95,24 @@ fn usage(message: String) -> Exit {
 
 fn read(path: &Path) -> Result<toml::Table, Exit> {
     let failed = |reason: String| usage(format!("--config: {}: {reason}", path.display()));
-    let metadata = std::fs::metadata(path).map_err(|error| failed(error.to_string()))?;
+    let unread = |error: io::Error| usage(format!("--config: {}", unreadable(path, &error)));
+    let metadata = std::fs::metadata(path).map_err(unread)?;
     if metadata.len() > FILE_BYTES_MAX {
-        return Err(failed(format!("longer than {FILE_BYTES_MAX} bytes")));
+        return Err(failed(format!(
+            "longer than {FILE_BYTES_MAX} bytes: is it the right file?"
+        )));
     }
-    let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+    let text = std::fs::read_to_string(path).map_err(unread)?;
     // Its own message shows the line, which may hold a password.
     text.parse::<toml::Table>().map_err(|error| {
         let line = error
             .span()
             .and_then(|span| text.get(..span.start))
             .map_or(1, |before| before.matches('\n').count() + 1);
-        failed(format!("line {line}: {}", error.message()))
+        failed(format!(
+            "line {line}: {}; lines are flags of `perennial run` without --, as in: retention = \"7d\"",
+            error.message()
+        ))
     })
 }
 

@@ -5,9 +5,20 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::Exit;
+use crate::advice::unreadable;
 use crate::config::{RunSettings, SentinelSettings, SnapshotSettings, TlsSettings, UpkeepSettings};
 use crate::decide::Policy;
 use crate::follow::AckMode;
+
+mod keeping;
+mod looks;
+mod restore;
+mod shown;
+
+pub use keeping::{AcceptArguments, PruneArguments, UpkeepArguments};
+pub use looks::{CheckArguments, InspectArguments, VerifyArguments};
+pub use restore::{FormatFlag, RestoreArguments, TtlFlag};
+pub use shown::{CompletionsArguments, ManArguments, Shell};
 
 /// Redis that comes back: follows a Redis or Valkey master as a replica, keeps every write in an archive, and
 /// fills the master again when it comes up empty.
@@ -18,14 +29,15 @@ use crate::follow::AckMode;
     max_term_width = 100,
     after_help = "\
 Start here, beside a running Redis:
-  perennial run --redis redis://127.0.0.1:6379 --archive file:///var/lib/perennial
+  perennial run --redis redis://127.0.0.1:6379 \\
+      --archive file:///var/lib/perennial
 
 Then look at what is kept, and try a restore:
   perennial status --archive file:///var/lib/perennial
-  perennial restore --archive file:///var/lib/perennial --to /tmp/restored --dry-run
+  perennial restore --archive file:///var/lib/perennial \\
+      --to /tmp/restored --dry-run
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing to restore.
-PERENNIAL_LOG=debug says more."
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing to restore. PERENNIAL_LOG=debug says more."
 )]
 pub struct Cli {
     /// What to do.
@@ -77,462 +89,6 @@ pub struct ArchiveArguments {
     /// Print JSON with stable field names
     #[arg(long, env = "PERENNIAL_JSON", hide_env_values = true)]
     pub json: bool,
-}
-
-/// `perennial inspect`
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Of an archive it reads the snapshot with which a restore of that moment begins; writes that came after it are not \
-in there. Sizes are what a key takes in the dump, where texts may be compressed. Names are shown with \\xNN for bytes \
-that are not text and \\\\ for a backslash, and --key takes them so. Memory does not depend on the dump, but for the \
-one value of --key.
-
-A type that is not known here (of a newer server, for example) ends the reading with an error; backups and restores do \
-not depend on it.
-
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no snapshot or no such key.")]
-pub struct InspectArguments {
-    /// Where the archive lies: file:///absolute/directory, s3://bucket/prefix?region=… or gs://bucket/prefix
-    #[arg(
-        long,
-        env = "PERENNIAL_ARCHIVE",
-        hide_env_values = true,
-        value_name = "URL",
-        required_unless_present = "file"
-    )]
-    pub archive: Option<String>,
-
-    /// A dump file (dump.rdb) instead of an archive
-    #[arg(
-        long,
-        env = "PERENNIAL_FILE",
-        hide_env_values = true,
-        value_name = "FILE"
-    )]
-    pub file: Option<PathBuf>,
-
-    /// Which moment of the archive, as `perennial restore` takes it
-    #[arg(
-        long,
-        env = "PERENNIAL_AT",
-        hide_env_values = true,
-        default_value = "latest",
-        value_name = "WHEN"
-    )]
-    pub at: String,
-
-    /// How many of the biggest keys and of the heaviest prefixes are shown
-    #[arg(
-        long,
-        env = "PERENNIAL_TOP",
-        hide_env_values = true,
-        default_value = "10",
-        value_parser = clap::value_parser!(u16).range(..=10_000),
-        value_name = "COUNT"
-    )]
-    pub top: u16,
-
-    /// What ends the prefix of a name
-    #[arg(
-        long,
-        env = "PERENNIAL_PREFIX_SEPARATOR",
-        hide_env_values = true,
-        default_value = ":",
-        value_name = "TEXT"
-    )]
-    pub prefix_separator: String,
-
-    /// Show this key and its value, and nothing else
-    #[arg(
-        long,
-        env = "PERENNIAL_KEY",
-        hide_env_values = true,
-        value_name = "KEY"
-    )]
-    pub key: Option<String>,
-
-    /// The database of --key
-    #[arg(
-        long,
-        env = "PERENNIAL_DATABASE",
-        hide_env_values = true,
-        default_value = "0",
-        value_name = "NUMBER"
-    )]
-    pub database: u64,
-
-    /// Print JSON with stable field names
-    #[arg(long, env = "PERENNIAL_JSON", hide_env_values = true)]
-    pub json: bool,
-}
-
-/// `perennial accept`
-#[derive(Debug, Args)]
-#[command(after_help = "\
-A timeline is suspect when it began at a server that may be stale or foreign while the archive already had \
-data: a server that took writes before it could be seeded, for example. It is archived like any other, but \
-`latest` and seeds go on using the timeline before it. Look at both with `perennial status` first: accepting \
-makes the suspect one the head. The other stays in the archive and can still be restored by --at timeline:SEQ.")]
-pub struct AcceptArguments {
-    /// Where the archive lies
-    #[arg(
-        long,
-        env = "PERENNIAL_ARCHIVE",
-        hide_env_values = true,
-        value_name = "URL"
-    )]
-    pub archive: String,
-
-    /// The number of the timeline; the newest suspect one if left out
-    #[arg(value_name = "TIMELINE")]
-    pub timeline: Option<u32>,
-
-    /// Accept even an ancestor of the head: what came after it is left out of the next seed
-    #[arg(long, env = "PERENNIAL_FORCE", hide_env_values = true)]
-    pub force: bool,
-
-    /// Why, for whoever reads the archive later
-    #[arg(
-        long,
-        env = "PERENNIAL_REASON",
-        hide_env_values = true,
-        default_value = "accepted by hand",
-        value_name = "TEXT"
-    )]
-    pub reason: String,
-}
-
-/// How an archive is kept.
-#[derive(Debug, Args)]
-pub struct UpkeepArguments {
-    /// Delete nothing, neither what is too old nor what was merged
-    #[arg(long, env = "PERENNIAL_NO_DELETE", hide_env_values = true)]
-    pub no_delete: bool,
-
-    /// Segments stored within this time are merged
-    #[arg(
-        long,
-        env = "PERENNIAL_MERGE_MINUTE",
-        hide = true,
-        value_name = "TIME",
-        default_value = "1m"
-    )]
-    pub merge_minute: String,
-
-    /// Segments received within this time are merged in turn
-    #[arg(
-        long,
-        env = "PERENNIAL_MERGE_HOUR",
-        hide = true,
-        value_name = "TIME",
-        default_value = "1h"
-    )]
-    pub merge_hour: String,
-
-    /// What was merged stays this long beside the merged segment
-    #[arg(
-        long,
-        env = "PERENNIAL_MERGE_GRACE",
-        hide = true,
-        value_name = "TIME",
-        default_value = "10m"
-    )]
-    pub merge_grace: String,
-}
-
-impl PruneArguments {
-    /// The window. Nobody but who runs the archive knows what it was promised: only where nothing is deleted there is
-    /// one that we choose.
-    ///
-    /// # Errors
-    /// Where it has to be given.
-    pub fn window(&self) -> Result<String, Exit> {
-        match &self.retention {
-            Some(given) => Ok(given.clone()),
-            None if self.dry_run => Ok(UpkeepSettings::default().retention),
-            None => Err(Exit {
-                message: "--retention is needed: what only older moments need is deleted for good. Give what \
-                          `perennial run` is given, or forever to merge only; --dry-run shows what would be done"
-                    .into(),
-                code: 2,
-            }),
-        }
-    }
-}
-
-impl UpkeepArguments {
-    /// As typed, with --retention.
-    pub fn settings(self, retention: String) -> UpkeepSettings {
-        UpkeepSettings {
-            retention,
-            no_delete: self.no_delete,
-            merge_minute: self.merge_minute,
-            merge_hour: self.merge_hour,
-            merge_grace: self.merge_grace,
-        }
-    }
-}
-
-/// `perennial prune`
-#[derive(Debug, Args)]
-#[command(after_help = "\
-`perennial run` does the same every few minutes by itself: this is for an archive that nothing writes to any more, and \
-to see what would be done. Nothing that a restore inside --retention needs is deleted, on any branch; nor the last \
-restorable snapshot, whatever its age. What was merged is deleted ten minutes after, so a second call finishes.")]
-pub struct PruneArguments {
-    /// The archive.
-    #[command(flatten)]
-    pub archive: ArchiveArguments,
-
-    /// Every moment that is not older can be restored; what only older ones need is deleted. forever keeps everything.
-    /// What `perennial run` is given; needed unless --dry-run, which takes 7d
-    #[arg(
-        long,
-        env = "PERENNIAL_RETENTION",
-        hide_env_values = true,
-        value_name = "TIME"
-    )]
-    pub retention: Option<String>,
-
-    /// How it is kept.
-    #[command(flatten)]
-    pub upkeep: UpkeepArguments,
-
-    /// Print what would be done, and do nothing
-    #[arg(long, env = "PERENNIAL_DRY_RUN", hide_env_values = true)]
-    pub dry_run: bool,
-}
-
-/// `perennial restore`
-#[derive(Debug, Args)]
-#[command(after_help = "\
-What is written depends on the server that was archived: an `appendonlydir/` (7.0 and later, Valkey), an
-`appendonly.aof` (4.0 to 6.2) or a `dump.rdb`. The last lines of the output say how to start a server on it.
-Everything is checked on the way, and the files appear only when all of them are complete.
-
-With a server's URL an empty server is filled and left a master, with a history of its own; nothing is written to the
-archive. It connects to us for that: see --seed-listen where it is on another machine.
-
-Examples:
-  perennial restore --archive file:///archive --to /var/lib/redis --at 2026-11-21T14:30:00Z
-  perennial restore --archive file:///archive --to redis://127.0.0.1:7000 --at \"10m ago\"")]
-// Not the address of a `run` in the same environment: that one would take an unfinished copy for its own replica.
-#[command(
-    mut_arg("seed_listen", |it| it.env("PERENNIAL_COPY_LISTEN").help(COPY_LISTEN)),
-    mut_arg("seed_announce", |it| it.env("PERENNIAL_COPY_ANNOUNCE"))
-)]
-pub struct RestoreArguments {
-    /// Where the archive lies
-    #[arg(
-        long,
-        env = "PERENNIAL_ARCHIVE",
-        hide_env_values = true,
-        value_name = "URL"
-    )]
-    pub archive: String,
-
-    /// Where to: a folder, created if it is not there, or a server (redis://..., rediss://..., unix:///path); refused
-    /// if it holds data. With -, commands for redis-cli --pipe (needs --scratch)
-    #[arg(
-        long,
-        env = "PERENNIAL_TO",
-        hide_env_values = true,
-        value_name = "DIR|URL|-"
-    )]
-    pub to: String,
-
-    /// Which moment: latest, a time with its zone (2026-11-21T14:30:00Z), "10m ago", offset:N, or timeline:SEQ
-    /// (its end). Times and offsets count on the way to the head; TIME@SEQ and offset:N@SEQ on that to the end of
-    /// another timeline
-    #[arg(
-        long,
-        env = "PERENNIAL_AT",
-        hide_env_values = true,
-        default_value = "latest",
-        value_name = "WHEN"
-    )]
-    pub at: String,
-
-    /// Print what would be read, and restore nothing
-    #[arg(long, env = "PERENNIAL_DRY_RUN", hide_env_values = true)]
-    pub dry_run: bool,
-
-    /// Print the plan or the outcome as JSON
-    #[arg(long, env = "PERENNIAL_JSON", hide_env_values = true)]
-    pub json: bool,
-
-    /// Times of expiry: keep them, so that what has expired since that moment is gone; shift each, so that as much is left as
-    /// there was then; or none, so that nothing expires. Servers of 7.0 and later
-    #[arg(
-        long,
-        env = "PERENNIAL_TTL",
-        hide_env_values = true,
-        value_enum,
-        default_value_t = TtlFlag::Keep
-    )]
-    pub ttl: TtlFlag,
-
-    /// Which files: those that the archived server starts from, append-only files, or a dump.rdb (which needs --scratch
-    /// where something is behind the snapshot)
-    #[arg(
-        long,
-        env = "PERENNIAL_FORMAT",
-        hide_env_values = true,
-        value_enum,
-        default_value_t = FormatFlag::Auto
-    )]
-    pub format: FormatFlag,
-
-    /// For --format rdb and --to -: the path of a redis-server or valkey-server, started for a moment and filled with the moment
-    #[arg(
-        long,
-        env = "PERENNIAL_SCRATCH",
-        hide_env_values = true,
-        value_name = "PROGRAM"
-    )]
-    pub scratch: Option<String>,
-
-    /// Restore although there is data: in a folder it is renamed, not deleted; a server loses it;
-    /// commands replace keys of the same name
-    #[arg(long, env = "PERENNIAL_FORCE", hide_env_values = true)]
-    pub force: bool,
-
-    /// Succeed when there is no archive or nothing in it
-    #[arg(long, env = "PERENNIAL_IF_ARCHIVE_EXISTS", hide_env_values = true)]
-    pub if_archive_exists: bool,
-
-    /// How to reach the server.
-    #[command(flatten, next_help_heading = "Where --to is a server")]
-    pub server: ServerArguments,
-
-    /// Where to play master.
-    #[command(flatten, next_help_heading = "Where --to is a server")]
-    pub seeding: SeedArguments,
-}
-
-const COPY_LISTEN: &str = "Where to play master until the server is filled; port 0 takes a free one. Never the --seed-listen of a \
-     `perennial run`, which would promote a server that is half filled";
-
-/// `--ttl`
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum TtlFlag {
-    /// What has expired since is gone
-    Keep,
-    /// As much time is left as there was then
-    Shift,
-    /// Nothing expires
-    None,
-}
-
-/// `--format`
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum FormatFlag {
-    /// What the archived server starts from
-    Auto,
-    /// Append-only files
-    Aof,
-    /// A dump.rdb
-    Rdb,
-}
-
-/// `perennial verify`
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Without --drill it reads every object and checks documents, names, checksums, and that everything leads on from \
-something. With --drill it also restores into a scratch server, which is thrown away: an earlier snapshot and what \
-came after it must give the same data as a later snapshot, which the master made itself; and latest must be taken \
-without an error. The scratch server must read what the archived one wrote, and needs memory for all its data. What \
-has expired by then cannot be compared any more.
-
-Exit codes: 0 nothing is bad, 1 something is, or it could not be verified, 2 wrong usage.
-
-  perennial verify --archive file:///var/lib/perennial
-  perennial verify --archive file:///var/lib/perennial --drill --scratch /usr/bin/redis-server")]
-pub struct VerifyArguments {
-    /// Where the archive lies
-    #[arg(
-        long,
-        env = "PERENNIAL_ARCHIVE",
-        hide_env_values = true,
-        value_name = "URL"
-    )]
-    pub archive: String,
-
-    /// Only what restores of moments since then need: 7d, "10m ago" or 2026-01-31T12:00:00Z
-    #[arg(
-        long,
-        env = "PERENNIAL_SINCE",
-        hide_env_values = true,
-        value_name = "WHEN"
-    )]
-    pub since: Option<String>,
-
-    /// Restore into the server of --scratch, and compare
-    #[arg(
-        long,
-        env = "PERENNIAL_DRILL",
-        hide_env_values = true,
-        requires = "scratch"
-    )]
-    pub drill: bool,
-
-    /// With --drill, a redis-server or valkey-server to start, or the URL of an empty master on this machine,
-    /// which is left empty
-    #[arg(
-        long,
-        env = "PERENNIAL_SCRATCH",
-        hide_env_values = true,
-        value_name = "PROGRAM|URL"
-    )]
-    pub scratch: Option<String>,
-
-    /// Write when this last succeeded to a file, for the textfile collector of node_exporter
-    #[arg(
-        long,
-        env = "PERENNIAL_METRICS_FILE",
-        hide_env_values = true,
-        value_name = "FILE"
-    )]
-    pub metrics_file: Option<PathBuf>,
-
-    /// Print JSON with stable field names
-    #[arg(long, env = "PERENNIAL_JSON", hide_env_values = true)]
-    pub json: bool,
-}
-
-/// `perennial completions`
-#[derive(Debug, Args)]
-#[command(after_help = "\
-For bash:  perennial completions bash > /etc/bash_completion.d/perennial
-For zsh:   perennial completions zsh > /usr/share/zsh/site-functions/_perennial
-For fish:  perennial completions fish > ~/.config/fish/completions/perennial.fish")]
-pub struct CompletionsArguments {
-    /// Which shell
-    #[arg(value_enum)]
-    pub shell: Shell,
-}
-
-/// The shells that there are completions for.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Shell {
-    /// bash
-    Bash,
-    /// zsh
-    Zsh,
-    /// fish
-    Fish,
-}
-
-/// `perennial man`
-#[derive(Debug, Args)]
-#[command(after_help = "\
-To install:  perennial man > /usr/local/share/man/man1/perennial.1
-             perennial man run > /usr/local/share/man/man1/perennial-run.1
-To read:     perennial man run | man -l -")]
-pub struct ManArguments {
-    /// The page of this command; of the whole program if left out
-    #[arg(value_name = "COMMAND")]
-    pub command: Option<String>,
 }
 
 /// `--log-format`
@@ -1046,55 +602,6 @@ pub struct OneSnapshotArguments {
     pub json: bool,
 }
 
-/// `perennial check`
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Give it the flags of `perennial run`. It writes nothing into the server, and into the archive only a probe, a small \
-object that it deletes again. Each line is a finding: ok, warn, bad or unknown, what was looked at, and, behind an \
-arrow, what to change. Without --redis only the archive is looked at, without --archive only the server.
-
-Exit codes: 0 nothing is bad, 1 something is, 2 wrong usage.")]
-pub struct CheckArguments {
-    /// The server: redis://[user:password@]host:port, rediss://... for TLS, or unix:///path
-    #[arg(
-        long,
-        env = "PERENNIAL_REDIS",
-        hide_env_values = true,
-        value_name = "URL"
-    )]
-    pub redis: Option<String>,
-
-    /// How to reach the server.
-    #[command(flatten)]
-    pub server: ServerArguments,
-
-    /// Where the archive lies: file:///absolute/directory, s3://bucket/prefix?region=… or gs://bucket/prefix
-    #[arg(
-        long,
-        env = "PERENNIAL_ARCHIVE",
-        hide_env_values = true,
-        value_name = "URL"
-    )]
-    pub archive: Option<String>,
-
-    /// The data set's name, compared with the archive's
-    #[arg(
-        long,
-        env = "PERENNIAL_NAME",
-        hide_env_values = true,
-        value_name = "NAME"
-    )]
-    pub name: Option<String>,
-
-    /// Where to play master.
-    #[command(flatten)]
-    pub seeding: SeedArguments,
-
-    /// Print JSON with stable field names
-    #[arg(long, env = "PERENNIAL_JSON", hide_env_values = true)]
-    pub json: bool,
-}
-
 impl RunArguments {
     /// The settings as typed, secrets read from their files.
     ///
@@ -1238,6 +745,12 @@ fn secret(name: &str, path: Option<PathBuf>) -> Result<Option<String>, Exit> {
         )));
     }
     let text = std::fs::read_to_string(&path)
-        .map_err(|error| usage(format!("--{name}-file: read {}: {error}", path.display())))?;
-    Ok(Some(text.trim_end_matches(['\n', '\r']).to_owned()))
+        .map_err(|error| usage(format!("--{name}-file: {}", unreadable(&path, &error))))?;
+    let secret = text.trim_end_matches(['\n', '\r']);
+    let wrong = match secret {
+        "" => "is empty: write the password into it",
+        _ if secret.contains(['\n', '\r']) => "has several lines: write the password alone into it",
+        _ => return Ok(Some(secret.to_owned())),
+    };
+    Err(usage(format!("--{name}-file: {} {wrong}", path.display())))
 }

@@ -19,7 +19,8 @@ use serde_json::{Value as Json, json};
 use super::flags::InspectArguments;
 use super::progress::Progress;
 use super::when::{When, plan_for};
-use super::{EXIT_NOTHING, Exit, open_store, restore, say};
+use super::{EXIT_NOTHING, Exit, open_store, restore, say, tell};
+use crate::advice::unreadable;
 use crate::archive::plan::PlanError;
 use crate::clock::Clock;
 use crate::position::UnixMillis;
@@ -83,7 +84,7 @@ async fn show_summary(
         let json = shown::summary_json(input.json, &summary);
         say(&serde_json::to_string_pretty(&json)?);
     } else {
-        say(&shown::summary_text(&input.about, &summary));
+        tell(&shown::summary_text(&input.about, &summary));
     }
     Ok(())
 }
@@ -107,9 +108,9 @@ async fn show_key(
     let Some(found) = &wanted.found else {
         return Err(Exit {
             message: format!(
-                "{}: database {database} has no key {}",
+                "database {database} has no key {}: {}",
+                text::shown(&name),
                 input.about,
-                text::shown(&name)
             ),
             code: EXIT_NOTHING,
         }
@@ -125,7 +126,7 @@ async fn show_key(
         let json = shown::key_json(input.json, &name, database, found, &value);
         say(&serde_json::to_string_pretty(&json)?);
     } else {
-        say(&shown::key_text(&name, database, found, &value));
+        tell(&shown::key_text(&name, database, found, &value));
     }
     Ok(())
 }
@@ -152,7 +153,11 @@ enum Pieces {
 
 impl Input {
     fn of_file(path: &Path, now: UnixMillis) -> anyhow::Result<Self> {
-        let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+        let unread = |error: std::io::Error| anyhow!("--file: {}", unreadable(path, &error));
+        let file = File::open(path).map_err(unread)?;
+        if file.metadata().is_ok_and(|about| about.is_dir()) {
+            return Err(unread(std::io::ErrorKind::IsADirectory.into()));
+        }
         let total = file.metadata().ok().map(|about| about.len());
         Ok(Self {
             pieces: Pieces::File(file),

@@ -1,10 +1,15 @@
 //! `perennial ls`: every object of an archive.
 
-use serde_json::json;
+use std::collections::HashSet;
+
+use serde_json::{Value, json};
 
 use super::flags::ArchiveArguments;
 use super::status::{time, timeline_line};
-use super::{open_store, say};
+use super::{open_store, say, tell};
+use crate::archive::layout::ObjectName;
+use crate::archive::retention::outermost;
+use crate::archive::timeline::Timeline;
 use crate::store::catalog;
 
 /// Prints the list.
@@ -16,52 +21,70 @@ pub async fn run(arguments: &ArchiveArguments) -> anyhow::Result<()> {
     let loaded = catalog::load(&*store, &[]).await?;
     let catalog = &loaded.catalog;
     if arguments.json {
-        let objects: Vec<_> = catalog
-            .timelines()
-            .flat_map(|timeline| {
-                let seq = timeline.seq().as_u32();
-                let snapshots = timeline.snapshots.iter().map(move |snapshot| {
-                    json!({
-                        "kind": "snapshot", "timeline": seq, "name": snapshot.name.as_str(),
-                        "offset": snapshot.offset.as_u64(), "at": snapshot.at.0, "bytes": snapshot.bytes,
-                        "derived": snapshot.derived,
-                        "parts": snapshot.parts.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
-                    })
-                });
-                let segments = timeline.segments.iter().map(move |segment| {
-                    json!({
-                        "kind": "segment", "timeline": seq, "name": segment.name.as_str(),
-                        "first": segment.span.first.as_u64(), "last": segment.span.last.as_u64(),
-                        "first_at": segment.span.first_at.0, "last_at": segment.span.last_at.0,
-                        "bytes": segment.bytes,
-                    })
-                });
-                snapshots.chain(segments)
-            })
-            .collect();
+        let objects: Vec<Value> = catalog.timelines().flat_map(objects_json).collect();
         say(&serde_json::to_string_pretty(&objects)?);
         return Ok(());
     }
     for timeline in catalog.timelines() {
-        say(&timeline_line(catalog, timeline));
-        for snapshot in &timeline.snapshots {
-            say(&format!(
-                "  snapshot  at offset {:>12}  {}  {}{}",
-                snapshot.offset.as_u64(),
-                time(snapshot.at),
-                bytesize::ByteSize(snapshot.bytes),
-                if snapshot.derived { "  derived" } else { "" },
-            ));
-        }
-        for segment in &timeline.segments {
-            say(&format!(
-                "  segment   {:>12} to {:>12}  {}  {}",
-                segment.span.first.as_u64(),
-                segment.span.last.as_u64(),
-                time(segment.span.last_at),
-                bytesize::ByteSize(segment.bytes)
-            ));
+        tell(&timeline_line(catalog, timeline));
+        for line in lines(timeline) {
+            say(&line);
         }
     }
     Ok(())
+}
+
+/// The segments that others cover.
+fn covered(timeline: &Timeline) -> HashSet<&ObjectName> {
+    let covered = outermost(timeline).into_iter().flat_map(|(_, of)| of);
+    covered.map(|segment| &segment.name).collect()
+}
+
+fn objects_json(timeline: &Timeline) -> Vec<Value> {
+    let seq = timeline.seq().as_u32();
+    let covered = covered(timeline);
+    let snapshots = timeline.snapshots.iter().map(|snapshot| {
+        json!({
+            "kind": "snapshot", "timeline": seq, "name": snapshot.name.as_str(),
+            "offset": snapshot.offset.as_u64(), "at": snapshot.at.0, "bytes": snapshot.bytes,
+            "derived": snapshot.derived,
+            "parts": snapshot.parts.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+        })
+    });
+    let segments = timeline.segments.iter().map(|segment| {
+        json!({
+            "kind": "segment", "timeline": seq, "name": segment.name.as_str(),
+            "first": segment.span.first.as_u64(), "last": segment.span.last.as_u64(),
+            "first_at": segment.span.first_at.0, "last_at": segment.span.last_at.0,
+            "bytes": segment.bytes, "covered": covered.contains(&segment.name),
+        })
+    });
+    snapshots.chain(segments).collect()
+}
+
+fn lines(timeline: &Timeline) -> Vec<String> {
+    let covered = covered(timeline);
+    let snapshots = timeline.snapshots.iter().map(|snapshot| {
+        format!(
+            "  snapshot  at offset {:>17}  {}  {}{}",
+            snapshot.offset.as_u64(),
+            time(snapshot.at),
+            bytesize::ByteSize(snapshot.bytes),
+            if snapshot.derived { "  derived" } else { "" },
+        )
+    });
+    let segments = timeline.segments.iter().map(|segment| {
+        let standing = match covered.contains(&segment.name) {
+            true => "  merged",
+            false => "",
+        };
+        format!(
+            "  segment   {:>12} to {:>12}  {}  {}{standing}",
+            segment.span.first.as_u64(),
+            segment.span.last.as_u64(),
+            time(segment.span.last_at),
+            bytesize::ByteSize(segment.bytes)
+        )
+    });
+    snapshots.chain(segments).collect()
 }

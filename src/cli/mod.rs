@@ -3,37 +3,44 @@
 pub mod accept;
 pub mod check;
 pub mod file;
+mod findings;
 pub mod flags;
 mod glance;
 mod heap;
 pub mod inspect;
 pub mod ls;
 pub mod observe;
+mod out;
 mod pace;
 mod progress;
 pub mod prune;
+mod rehearsal;
 pub mod restore;
 pub mod run;
 pub mod seed_once;
 pub mod shown;
 pub mod snapshot;
 pub mod status;
+mod stored;
 pub mod through_scratch;
+mod usage;
 mod variables;
 pub mod verify;
 pub mod when;
+mod wrap;
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::clock::{Clock, SystemClock};
 use file::FromFile;
 use flags::{Cli, Command, LogFormat};
+use out::{complain, say, tell};
 
 /// What is logged of the libraries below us. That the machine names no region is said six times where none of them was
 /// needed, and by ourselves where one is.
@@ -55,12 +62,17 @@ pub struct Exit {
 /// Runs the command line given to this process.
 pub fn main() -> ExitCode {
     heap::give_back_what_is_freed();
-    let (cli, from_file) = match file::with_file(&Cli::command(), std::env::args_os().collect()) {
-        Ok((arguments, from_file)) => (Cli::parse_from(arguments), from_file),
+    let typed = std::env::args_os().collect();
+    let (arguments, from_file) = match file::with_file(&Cli::command(), typed) {
+        Ok(read) => read,
         Err(error) => {
             complain(&error.into());
             return ExitCode::from(2);
         }
+    };
+    let cli = match usage::read(arguments) {
+        Ok(cli) => cli,
+        Err(answer) => return answered(&answer),
     };
     let format = match &cli.command {
         Command::Run(arguments) => arguments.log_format,
@@ -86,7 +98,7 @@ pub fn main() -> ExitCode {
     // Uploads that were given up on must not keep the process.
     runtime.shutdown_background();
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => all_is_said(out::lost()),
         Err(error) => {
             complain(&error);
             error
@@ -94,6 +106,28 @@ pub fn main() -> ExitCode {
                 .map_or(ExitCode::FAILURE, |exit| ExitCode::from(exit.code))
         }
     }
+}
+
+/// Prints what clap answers by itself: help, the version, or what is wrong with the usage.
+fn answered(answer: &clap::Error) -> ExitCode {
+    let printed = answer.print();
+    match answer.exit_code() {
+        0 => all_is_said(printed.err()),
+        _ => ExitCode::from(2),
+    }
+}
+
+/// A success of which not everything could be printed is none: what a script kept of it is not whole.
+fn all_is_said(lost: Option<std::io::Error>) -> ExitCode {
+    match lost {
+        None => return ExitCode::SUCCESS,
+        Some(error) if out::is_gone(&error) => {}
+        Some(error) => complain(&anyhow::Error::new(error).context(
+            "what was asked for was done, but not all that there is to say of it could be printed: write to standard \
+             output",
+        )),
+    }
+    ExitCode::FAILURE
 }
 
 async fn dispatch(command: Command, from_file: &FromFile) -> anyhow::Result<()> {
@@ -135,15 +169,6 @@ fn open_store(url: &str) -> anyhow::Result<Arc<dyn crate::store::Store>> {
         }
         .into()
     })
-}
-
-fn complain(error: &anyhow::Error) {
-    let _ = writeln!(std::io::stderr(), "perennial: {error:#}");
-}
-
-/// Prints to standard output; a reader that has gone away is no error of ours.
-fn say(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 fn start_logging(format: LogFormat) -> anyhow::Result<()> {

@@ -11,7 +11,8 @@ use super::flags::PruneArguments;
 use super::observe::Observed;
 use super::progress::Progress;
 use super::status::time;
-use super::{Exit, open_store, say};
+use super::{Exit, open_store, say, tell};
+use crate::archive::retention::PrunePlan;
 use crate::clock::Clock;
 use crate::follow::jittered;
 use crate::position::Ticks;
@@ -47,30 +48,58 @@ pub async fn run(arguments: PruneArguments, clock: Arc<dyn Clock>) -> anyhow::Re
     let mut upkeep = Upkeep::new(store, archive, options, Arc::clone(&clock));
     if arguments.dry_run {
         let plans = upkeep.plans().await?;
-        say(&if json {
-            serde_json::to_string_pretty(&plans_json(&plans))?
+        if json {
+            say(&serde_json::to_string_pretty(&plans_json(&plans))?);
         } else {
-            plans_text(&plans)
-        });
-        return Ok(());
+            tell(&plans_text(&plans));
+        }
+        let alarms = alarms(&plans);
+        return verdict(plans.refused, alarms);
     }
     let mut progress = Progress::lines("merging", clock, None);
     let done = upkeep
         .pass(|read, total| progress.stands_at(read, total))
         .await?;
     progress.end();
-    say(&if json {
-        done_json(&done).to_string()
+    if json {
+        say(&done_json(&done).to_string());
     } else {
-        done_text(&done)
-    });
-    if let Some(refused) = done.refused {
-        anyhow::bail!("not everything was deleted: {refused}");
+        tell(&done_text(&done));
     }
-    if !done.alarms.is_empty() {
-        anyhow::bail!("{}", done.alarms.join("\n"));
+    verdict(done.refused, done.alarms)
+}
+
+/// An error where something needs a person: the same of what would be done and of what was done.
+fn verdict(refused: Option<String>, alarms: Vec<String>) -> anyhow::Result<()> {
+    if let Some(refused) = refused {
+        anyhow::bail!("not everything is deleted: {refused}");
+    }
+    if !alarms.is_empty() {
+        anyhow::bail!("{}", alarms.join("\n"));
     }
     Ok(())
+}
+
+fn alarms(plans: &Plans) -> Vec<String> {
+    plans
+        .prune
+        .as_ref()
+        .err()
+        .map(ToString::to_string)
+        .into_iter()
+        .collect()
+}
+
+/// How many objects are to be deleted because others cover them, how many because they are too old, and their bytes.
+fn deletions(plans: &Plans) -> (usize, usize, u64) {
+    let merged = plans.superfluous.iter().flat_map(|covered| &covered.of);
+    let merged_bytes: u64 = merged.clone().map(|segment| segment.bytes).sum();
+    let old = plans.prune.as_ref().ok();
+    (
+        merged.count(),
+        old.map_or(0, |plan| plan.deletions.len()),
+        merged_bytes + old.map_or(0, PrunePlan::bytes),
+    )
 }
 
 fn plans_json(plans: &Plans) -> Value {
@@ -98,9 +127,10 @@ fn plans_json(plans: &Plans) -> Value {
         "merge": merges.collect::<Vec<_>>(),
         "delete_merged": superfluous.collect::<Vec<_>>(),
         "delete_old": old.as_ref().ok(),
+        "deleted_bytes": deletions(plans).2,
         "window_start_ms": plans.prune.as_ref().ok().map(|plan| plan.window_start.0),
         "held_since_ms": plans.prune.as_ref().ok().and_then(|plan| plan.held_since).map(|at| at.0),
-        "refused": plans.prune.as_ref().err().map(ToString::to_string),
+        "refused": plans.refused.clone().or_else(|| alarms(plans).pop()),
     })
 }
 
@@ -121,26 +151,32 @@ fn plans_text(plans: &Plans) -> String {
             ));
         }
     }
-    match &plans.prune {
-        Ok(plan) => {
-            for (name, _) in &plan.deletions {
-                lines.push(format!("would delete {name}, which is too old"));
-            }
-            lines.push(format!(
-                "every moment since {} stays; {} would become free",
-                time(plan.window_start),
-                bytesize::ByteSize(plan.bytes())
-            ));
-            if let Some(since) = plan.held_since {
-                lines.push(format!(
-                    "so does everything since {}, from which later snapshots were derived: one from the server or a replica \
-                     (perennial snapshot) lets it go",
-                    time(since)
-                ));
-            }
+    if let Ok(plan) = &plans.prune {
+        for (name, _) in &plan.deletions {
+            lines.push(format!("would delete {name}, which is too old"));
         }
-        Err(error) => lines.push(format!("! {error}")),
+        lines.push(format!(
+            "every moment since {} stays",
+            time(plan.window_start)
+        ));
+        if let Some(since) = plan.held_since {
+            lines.push(format!(
+                "so does everything since {}, from which later snapshots were derived: one from the server or a replica \
+                 (perennial snapshot) lets it go",
+                time(since)
+            ));
+        }
     }
+    let (merged, old, bytes) = deletions(plans);
+    let inputs: usize = plans.merges.iter().map(|merge| merge.inputs.len()).sum();
+    lines.push(match plans.merges.len() + merged + old {
+        0 => "would do nothing".to_owned(),
+        _ => format!(
+            "would merge {inputs} segments into {}; would delete {merged} that were merged and {old} that are too old, {}",
+            plans.merges.len(),
+            bytesize::ByteSize(bytes)
+        ),
+    });
     lines.join("\n")
 }
 
@@ -157,14 +193,17 @@ fn done_json(done: &Done) -> Value {
 }
 
 fn done_text(done: &Done) -> String {
-    format!(
-        "merged {} segments into {}; deleted {} that were merged and {} that were too old, {}",
-        done.inputs,
-        done.merges,
-        done.deleted_merged,
-        done.deleted_pruned,
-        bytesize::ByteSize(done.deleted_bytes)
-    )
+    match done.merges + done.deleted_merged + done.deleted_pruned {
+        0 => "nothing was to be done".to_owned(),
+        _ => format!(
+            "merged {} segments into {}; deleted {} that were merged and {} that were too old, {}",
+            done.inputs,
+            done.merges,
+            done.deleted_merged,
+            done.deleted_pruned,
+            bytesize::ByteSize(done.deleted_bytes)
+        ),
+    }
 }
 
 /// Upkeep beside `run`, until this is dropped: it may be cut short anywhere.

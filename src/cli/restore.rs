@@ -12,7 +12,8 @@ use super::progress::Progress;
 use super::seed_once::Destination;
 use super::when::{Planned, When, plan_for, ttl};
 use super::{
-    EXIT_NOTHING, Exit, open_store, say, seed_once, stop_on_signals, stopped, through_scratch,
+    EXIT_NOTHING, Exit, open_store, rehearsal, say, seed_once, stop_on_signals, stopped, tell,
+    through_scratch,
 };
 use crate::archive::layout::ArchiveId;
 use crate::archive::plan::PlanError;
@@ -175,14 +176,16 @@ async fn run_once(
         tracing::warn!("{rest}");
     }
     if arguments.dry_run {
-        print_plan(&planned, arguments.json);
-        return Ok(());
+        return tokio::select! {
+            rehearsed = rehearsal::run(&archived, &planned, &to, arguments, &*clock) => rehearsed,
+            () = stopped(stop) => bail!("stopped by a signal"),
+        };
     }
     match to {
         // Commands go to the standard output, and nothing else.
         Destination::Commands => planned.said().iter().for_each(|it| tracing::info!("{it}")),
         _ if arguments.json => {}
-        _ => planned.said().iter().for_each(|line| say(line)),
+        _ => planned.said().iter().for_each(|line| tell(line)),
     }
     match to {
         Destination::Folder(folder) => {
@@ -241,6 +244,29 @@ pub struct Archived {
     pub catalog: Catalog,
 }
 
+/// What is asked for of files.
+pub(super) fn folder_options(
+    planned: &Planned,
+    arguments: &RestoreArguments,
+    clock: &dyn Clock,
+) -> to_dir::Options {
+    to_dir::Options {
+        force: arguments.force,
+        format: match arguments.format {
+            FormatFlag::Auto => to_dir::Format::Auto,
+            FormatFlag::Aof => to_dir::Format::Aof,
+            FormatFlag::Rdb => to_dir::Format::Rdb,
+        },
+        ttl: ttl(planned, arguments, clock),
+    }
+}
+
+/// Whether only a server can make the files: a dump of more than the snapshot as it was stored.
+pub(super) fn needs_scratch(planned: &Planned, options: to_dir::Options) -> bool {
+    let is_payload = planned.plan.stream_bytes() == 0 && options.ttl == Ttl::Keep;
+    options.format == to_dir::Format::Rdb && !is_payload
+}
+
 async fn restore_folder(
     archived: Archived,
     planned: &Planned,
@@ -250,17 +276,8 @@ async fn restore_folder(
     stop: &mut watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let plan = &planned.plan;
-    let options = to_dir::Options {
-        force: arguments.force,
-        format: match arguments.format {
-            FormatFlag::Auto => to_dir::Format::Auto,
-            FormatFlag::Aof => to_dir::Format::Aof,
-            FormatFlag::Rdb => to_dir::Format::Rdb,
-        },
-        ttl: ttl(planned, arguments, &*clock),
-    };
-    let is_payload = plan.stream_bytes() == 0 && options.ttl == Ttl::Keep;
-    if options.format == to_dir::Format::Rdb && !is_payload {
+    let options = folder_options(planned, arguments, &*clock);
+    if needs_scratch(planned, options) {
         return through_scratch::dump(archived, planned, folder, arguments, clock, stop).await;
     }
     // Where the end cannot be read the restore itself says so, in its place.
@@ -284,22 +301,26 @@ async fn restore_folder(
     Ok(())
 }
 
+/// How a server is started on what was restored.
+pub(super) fn start_command(server: &str, folder: &Path, layout: to_dir::Layout) -> String {
+    let program = match server.starts_with("valkey") {
+        true => "valkey-server",
+        false => "redis-server",
+    };
+    format!(
+        "{program} --dir {} --appendonly {}",
+        quoted(&folder.display().to_string()),
+        layout.append_only(),
+    )
+}
+
 fn say_restored(planned: &Planned, restored: &to_dir::Restored, json: bool) {
     let plan = &planned.plan;
     let (layout, tally) = (restored.layout, restored.rewritten);
     if let Some(warning) = tally.warning() {
         tracing::warn!("{warning}");
     }
-    let start = format!(
-        "{} --dir {} --appendonly {}",
-        if restored.server.starts_with("valkey") {
-            "valkey-server"
-        } else {
-            "redis-server"
-        },
-        quoted(&restored.directory.display().to_string()),
-        layout.append_only(),
-    );
+    let start = start_command(&restored.server, &restored.directory, layout);
     if json {
         say(&json!({
             "directory": restored.directory,
@@ -323,9 +344,9 @@ fn say_restored(planned: &Planned, restored: &to_dir::Restored, json: bool) {
         return;
     }
     for name in &restored.moved_aside {
-        say(&format!("what was there is kept as {name}"));
+        tell(&format!("what was there is kept as {name}"));
     }
-    say(&format!(
+    tell(&format!(
         "restored {} to {}: {} of snapshot and {} of replication stream, written by {}",
         plan.target,
         restored.directory.join(layout.name()).display(),
@@ -334,18 +355,18 @@ fn say_restored(planned: &Planned, restored: &to_dir::Restored, json: bool) {
         restored.server,
     ));
     if tally.is_changed() {
-        say(&tally.said());
+        tell(&tally.said());
     }
-    say(&format!("start a server on it:\n  {start}"));
+    tell(&format!("start a server on it:\n  {start}"));
     match layout {
-        to_dir::Layout::Directory => say(&format!(
+        to_dir::Layout::Directory => tell(&format!(
             "(not older than what wrote it, {}: a server before 7.0 would pass over the folder and start EMPTY)",
             restored.server
         )),
         to_dir::Layout::File => {
-            say("(one append-only file, for 4.0 to 6.2; later versions take it over at the start)")
+            tell("(one append-only file, for 4.0 to 6.2; later versions take it over at the start)")
         }
-        to_dir::Layout::Dump => say(
+        to_dir::Layout::Dump => tell(
             "(only with appendonly no: with appendonly yes the server would pass over dump.rdb and start EMPTY)",
         ),
     }
@@ -372,7 +393,7 @@ fn nothing(arguments: &RestoreArguments, message: String) -> anyhow::Result<()> 
         let said = format!("nothing restored: {message}");
         match arguments.to.as_str() {
             "-" => tracing::info!("{said}"),
-            _ => say(&said),
+            _ => tell(&said),
         }
         return Ok(());
     }
@@ -381,38 +402,4 @@ fn nothing(arguments: &RestoreArguments, message: String) -> anyhow::Result<()> 
         code: EXIT_NOTHING,
     }
     .into())
-}
-
-fn print_plan(planned: &Planned, json: bool) {
-    let plan = &planned.plan;
-    if json {
-        let mut summary = json!(plan.summary());
-        summary["received_until_ms"] = json!(planned.received_until().map(|at| at.0));
-        summary["next_by_ms"] = json!(planned.next_by().map(|at| at.0));
-        say(&serde_json::to_string_pretty(&summary).unwrap_or_default());
-        return;
-    }
-    let mut text = format!(
-        "would restore {} (replication id {})\n  last byte received  {}\n  objects             {} ({})\n  replication stream  {}\n  snapshot            {}",
-        plan.target,
-        plan.id,
-        planned.received_until().unwrap_or(plan.until),
-        plan.objects(),
-        bytesize::ByteSize(plan.stored_bytes()),
-        bytesize::ByteSize(plan.stream_bytes()),
-        plan.snapshot.name,
-    );
-    for leg in &plan.legs {
-        text += &format!(
-            "\n  then timeline {}: offsets {} to {} from {} segments",
-            leg.timeline,
-            leg.after.next(),
-            leg.to,
-            leg.segments.len()
-        );
-    }
-    for line in planned.said() {
-        text += &format!("\n  {line}");
-    }
-    say(&text);
 }

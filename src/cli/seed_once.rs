@@ -12,12 +12,13 @@ use super::flags::{FormatFlag, RestoreArguments, tls};
 use super::progress::Progress;
 use super::restore::Archived;
 use super::when::{Planned, ttl};
-use super::{Exit, say, stopped};
+use super::{Exit, say, stopped, tell};
 use crate::archive::plan::Plan;
 use crate::clock::Clock;
 use crate::config;
 use crate::decide::{Role, Server};
 use crate::restore::around::{self, Around};
+use crate::restore::refusal;
 use crate::restore::seeder::{Seeder, SeederOptions};
 use crate::restore::source::Unusable;
 use crate::restore::to_replica::{Approach, Purpose, Seed};
@@ -118,13 +119,7 @@ pub async fn run(
         .await
         .with_context(|| format!("listen on --seed-listen {listen}"))?;
     let info = control.info().await?;
-    let mut before = facts(&info)?;
-    if info.is_loading() {
-        bail!("{address} is loading its data: wait until it has");
-    }
-    if !arguments.force {
-        refuse_data(&address, &before)?;
-    }
+    let mut before = refuse(&address, &info, arguments.force)?;
     let mut approach = Approach::TakeOver;
     let error = loop {
         let unchanged = |info: &Info| still_the_same(info, &before, arguments.force);
@@ -205,6 +200,39 @@ async fn left(
     })
 }
 
+impl Target {
+    /// Tells why it would not be filled, as far as that can be seen without doing anything to it.
+    ///
+    /// # Errors
+    /// That, or that it cannot be looked at.
+    pub(super) async fn examine(
+        &self,
+        archived: &Archived,
+        planned: &Planned,
+        force: bool,
+    ) -> anyhow::Result<()> {
+        let address = self.address.to_string();
+        let mut control = Control::connect(&self.address).await?;
+        let info = control.info().await?;
+        refuse(&address, &info, force)?;
+        let (store, archive) = (Arc::clone(&archived.store), archived.archive);
+        refusal::examine(store, archive, &planned.plan, &mut control, &info).await?;
+        Ok(())
+    }
+}
+
+/// What is known of a server that may be filled.
+fn refuse(address: &str, info: &Info, force: bool) -> anyhow::Result<Server> {
+    let server = facts(info)?;
+    if info.is_loading() {
+        bail!("{address} is loading its data: wait until it has");
+    }
+    if !force {
+        refuse_data(address, &server)?;
+    }
+    Ok(server)
+}
+
 fn facts(info: &Info) -> anyhow::Result<Server> {
     // Whoever listens at our address is of no concern: a server that waits for it is a replica like any other.
     Ok(info.server(|_, _| false)?)
@@ -282,13 +310,13 @@ fn say_filled(planned: &Planned, address: &str, json: bool) {
         .to_string());
         return;
     }
-    say(&format!(
+    tell(&format!(
         "restored {} into {address}: {} of replication stream behind the snapshot at offset {}",
         plan.target,
         bytesize::ByteSize(plan.stream_bytes()),
         plan.snapshot.offset,
     ));
-    say(
+    tell(
         "it is a master with a history of its own: to go on from here, start `perennial run` beside it once with --seed \
          start-over",
     );

@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::flags::OneSnapshotArguments;
-use super::{open_store, say};
+use super::{open_store, say, tell};
 use crate::clock::Clock;
 use crate::config::RunOptions;
 use crate::decide::{Action, Follow, Policy, Role, Server, before_sync, look};
@@ -45,7 +45,7 @@ pub async fn run(
         })
         .to_string());
     } else {
-        say(&format!(
+        tell(&format!(
             "snapshot of {position} is stored: {} in {}",
             bytesize::ByteSize(taken.bytes),
             humantime::format_duration(std::time::Duration::from_millis(taken.millis)),

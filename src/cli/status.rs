@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use super::flags::ArchiveArguments;
-use super::{open_store, say};
+use super::stored::Stored;
+use super::{open_store, say, tell};
 use crate::archive::timeline::{Catalog, Timeline};
 use crate::clock::Clock;
 use crate::position::{Position, TimelineSeq, UnixMillis};
@@ -25,7 +26,7 @@ pub async fn run(arguments: &ArchiveArguments, clock: &dyn Clock) -> anyhow::Res
             now,
         ))?);
     } else {
-        say(&as_text(&loaded, &store.address(), now));
+        tell(&as_text(&loaded, &store.address(), now));
     }
     Ok(())
 }
@@ -49,7 +50,7 @@ pub fn as_json(loaded: &Loaded, address: &str, now: UnixMillis) -> Value {
         "head": head_json,
         "durable_offset": head.map(|head| head.offset.as_u64()),
         "restorable": head.map(|head| window_json(catalog, head)),
-        "stored": stored_json(&Stored::of(catalog)),
+        "stored": Stored::of(catalog).as_json(),
         "timelines": catalog.timelines().map(|timeline| timeline_json(catalog, timeline)).collect::<Vec<_>>(),
         "problems": problems(catalog, address, now),
     })
@@ -94,65 +95,10 @@ fn window_json(catalog: &Catalog, head: Position) -> Value {
     })
 }
 
-/// What lies in the archive, all timelines together.
-#[derive(Default)]
-struct Stored {
-    snapshots: usize,
-    snapshot_bytes: u64,
-    segments: usize,
-    segment_bytes: u64,
-    /// Bytes of replication stream in them.
-    stream_bytes: u64,
-}
-
-impl Stored {
-    fn of(catalog: &Catalog) -> Self {
-        let mut stored = Self::default();
-        for timeline in catalog.timelines() {
-            let snapshots = &timeline.snapshots;
-            stored.snapshots += snapshots.len();
-            stored.snapshot_bytes += snapshots.iter().map(|entry| entry.bytes).sum::<u64>();
-            let segments = &timeline.segments;
-            stored.segments += segments.len();
-            stored.segment_bytes += segments.iter().map(|entry| entry.bytes).sum::<u64>();
-            stored.stream_bytes += segments.iter().map(|entry| entry.span.bytes()).sum::<u64>();
-        }
-        stored
-    }
-
-    /// How many times smaller the replication stream is as stored, in hundredths.
-    fn ratio_hundredths(&self) -> Option<u64> {
-        (self.stream_bytes * 100).checked_div(self.segment_bytes)
-    }
-}
-
-fn stored_json(stored: &Stored) -> Value {
-    json!({
-        "snapshots": stored.snapshots,
-        "snapshot_bytes": stored.snapshot_bytes,
-        "segments": stored.segments,
-        "segment_bytes": stored.segment_bytes,
-        "stream_bytes": stored.stream_bytes,
-    })
-}
-
-fn stored_line(stored: &Stored) -> String {
-    let ratio = stored.ratio_hundredths().map_or_else(String::new, |ratio| {
-        format!(", {}.{:02} to 1", ratio / 100, ratio % 100)
-    });
-    format!(
-        "stored  {}, {}; {}, {} of replication stream in {}{ratio}",
-        counted(stored.snapshots, "snapshot"),
-        bytesize::ByteSize(stored.snapshot_bytes),
-        counted(stored.segments, "segment"),
-        bytesize::ByteSize(stored.stream_bytes),
-        bytesize::ByteSize(stored.segment_bytes),
-    )
-}
-
 fn timeline_json(catalog: &Catalog, timeline: &Timeline) -> Value {
     let seq = timeline.seq();
     let document = &timeline.document;
+    let stored = Stored::of_timeline(timeline);
     json!({
         "seq": seq.as_u32(),
         "id": timeline.id().to_string(),
@@ -169,8 +115,8 @@ fn timeline_json(catalog: &Catalog, timeline: &Timeline) -> Value {
             "offset": snapshot.offset.as_u64(), "at": snapshot.at.0, "bytes": snapshot.bytes,
             "derived": snapshot.derived,
         })).collect::<Vec<_>>(),
-        "segments": timeline.segments.len(),
-        "bytes": timeline.stored_bytes(),
+        "segments": stored.segments(),
+        "bytes": stored.bytes(),
         "gaps": catalog.gaps(seq).iter().map(|gap| json!({
             "after": gap.after.as_u64(), "before": gap.resumes_at.as_u64(),
         })).collect::<Vec<_>>(),
@@ -267,7 +213,7 @@ fn as_text(loaded: &Loaded, address: &str, now: UnixMillis) -> String {
             ago(from_at, now)
         ));
     }
-    lines.push(stored_line(&Stored::of(catalog)));
+    lines.extend(Stored::of(catalog).lines());
     lines.push(String::new());
     tree(catalog, None, "", &mut lines);
     let problems = problems(catalog, address, now);
@@ -345,28 +291,10 @@ pub fn timeline_line(catalog: &Catalog, timeline: &Timeline) -> String {
         (false, false) => "",
     };
     format!(
-        "timeline {seq}  {}  {origin}{standing}\n    {end}, {}, {}, {}",
+        "timeline {seq}  {}  {origin}{standing}\n    {end}, {}",
         &timeline.id().to_string()[..8],
-        snapshots(timeline),
-        counted(timeline.segments.len(), "segment"),
-        bytesize::ByteSize(timeline.stored_bytes()),
+        Stored::of_timeline(timeline).short(),
     )
-}
-
-fn snapshots(timeline: &Timeline) -> String {
-    let all = counted(timeline.snapshots.len(), "snapshot");
-    match timeline.snapshots.iter().filter(|it| it.derived).count() {
-        0 => all,
-        derived => format!("{all} ({derived} derived)"),
-    }
-}
-
-fn counted(count: usize, what: &str) -> String {
-    if count == 1 {
-        format!("1 {what}")
-    } else {
-        format!("{count} {what}s")
-    }
 }
 
 #[cfg(test)]

@@ -9,10 +9,11 @@ use tokio::sync::watch;
 
 use super::flags::RestoreArguments;
 use super::progress::Progress;
-use super::restore::Archived;
+use super::restore::{Archived, start_command};
 use super::when::{Planned, ttl};
-use super::{Exit, say, stopped};
+use super::{Exit, say, stopped, tell};
 use crate::clock::Clock;
+use crate::restore::to_dir::Layout;
 use crate::restore::to_dump::{Dump, Dumped};
 use crate::server::scratch::ScratchPlace;
 
@@ -28,11 +29,7 @@ pub async fn dump(
     clock: Arc<dyn Clock>,
     stop: &mut watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let scratch = scratch(
-        arguments,
-        "--format rdb: something lies behind the snapshot, or times of expiry have to be changed, and only a server can \
-         make one dump of it all",
-    )?;
+    let scratch = scratch_for_dump(arguments)?;
     let mut progress = Progress::lines("restoring", Arc::clone(&clock), None);
     let told = |sent, total| progress.stands_at(sent, total);
     let dump = of(&archived, planned, &scratch, arguments, clock);
@@ -54,10 +51,7 @@ pub async fn commands(
     clock: Arc<dyn Clock>,
     stop: &mut watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let scratch = scratch(
-        arguments,
-        "--to -: only a server can make commands of a snapshot",
-    )?;
+    let scratch = scratch_for_commands(arguments)?;
     let mut progress = Progress::lines("restoring", Arc::clone(&clock), None);
     let told = |sent, total| progress.stands_at(sent, total);
     let dump = of(&archived, planned, &scratch, arguments, clock);
@@ -72,6 +66,29 @@ pub async fn commands(
         bytesize::ByteSize(written.bytes)
     );
     Ok(())
+}
+
+/// The scratch server of a dump.
+///
+/// # Errors
+/// Where none is given: a usage error.
+pub(super) fn scratch_for_dump(arguments: &RestoreArguments) -> Result<ScratchPlace, Exit> {
+    scratch(
+        arguments,
+        "--format rdb: something lies behind the snapshot, or times of expiry have to be changed, and only a server can \
+         make one dump of it all",
+    )
+}
+
+/// The scratch server that makes commands.
+///
+/// # Errors
+/// As [`scratch_for_dump`].
+pub(super) fn scratch_for_commands(arguments: &RestoreArguments) -> Result<ScratchPlace, Exit> {
+    scratch(
+        arguments,
+        "--to -: only a server can make commands of a snapshot",
+    )
 }
 
 fn scratch(arguments: &RestoreArguments, why: &str) -> Result<ScratchPlace, Exit> {
@@ -106,11 +123,13 @@ fn of<'a>(
 
 fn say_dumped(planned: &Planned, dumped: &Dumped, folder: &Path, json: bool) {
     let plan = &planned.plan;
+    let start = start_command(&dumped.server, folder, Layout::Dump);
     if json {
         say(&json!({
             "directory": folder,
             "layout": "dump.rdb",
             "appendonly": "no",
+            "start": start,
             "timeline": plan.target.timeline.as_u32(),
             "offset": plan.target.offset.as_u64(),
             "until_ms": plan.until.0,
@@ -118,6 +137,9 @@ fn say_dumped(planned: &Planned, dumped: &Dumped, folder: &Path, json: bool) {
             "next_by_ms": planned.next_by().map(|at| at.0),
             "payload_bytes": dumped.bytes,
             "stream_bytes": 0,
+            "rewritten_ttls": null,
+            "rewritten_hpersists": null,
+            "scripts": null,
             "server": dumped.server,
             "moved_aside": dumped.moved_aside,
         })
@@ -125,11 +147,11 @@ fn say_dumped(planned: &Planned, dumped: &Dumped, folder: &Path, json: bool) {
         return;
     }
     for name in &dumped.moved_aside {
-        say(&format!("what was there is kept as {name}"));
+        tell(&format!("what was there is kept as {name}"));
     }
-    say(&format!(
-        "restored {} to {}: {}, written by {}\n(only with appendonly no: with appendonly yes a server would pass over \
-         dump.rdb and start EMPTY)",
+    tell(&format!(
+        "restored {} to {}: {}, written by {}\nstart a server on it:\n  {start}\n(only with appendonly no: with \
+         appendonly yes the server would pass over dump.rdb and start EMPTY)",
         plan.target,
         folder.join("dump.rdb").display(),
         bytesize::ByteSize(dumped.bytes),

@@ -10,7 +10,8 @@ use tokio::sync::watch;
 use super::flags::VerifyArguments;
 use super::progress::Progress;
 use super::status::time;
-use super::{Exit, open_store, say, stop_on_signals, stopped};
+use super::stored::counted;
+use super::{Exit, findings, open_store, say, stop_on_signals, stopped, tell};
 use crate::check::{Finding, Level, count};
 use crate::clock::Clock;
 use crate::position::UnixMillis;
@@ -74,23 +75,17 @@ pub async fn run(arguments: VerifyArguments, clock: Arc<dyn Clock>) -> anyhow::R
         drilled,
         millis: clock.ticks().since(began),
     };
-    say(&match arguments.json {
-        true => serde_json::to_string_pretty(&as_json(&verified))?,
-        false => as_text(&verified),
-    });
-    let findings = &verified.report.findings;
-    let bad = count(findings, Level::Bad);
+    if arguments.json {
+        say(&serde_json::to_string_pretty(&as_json(&verified))?);
+    } else {
+        tell(&as_text(&verified));
+    }
+    let found = &verified.report.findings;
+    let bad = count(found, Level::Bad);
     if let Some(path) = &arguments.metrics_file {
         write_metrics(path, &verified, bad, clock.unix())?;
     }
-    match bad {
-        0 => Ok(()),
-        bad => Err(Exit {
-            message: format!("{bad} of {} findings are bad", findings.len()),
-            code: 1,
-        }
-        .into()),
-    }
+    Ok(findings::verdict(found)?)
 }
 
 /// `--since`, as typed: a time, or how long ago.
@@ -125,10 +120,10 @@ async fn look(
         Finding::ok(
             "read",
             format!(
-                "{} documents, {} snapshots and {} segments were read: {} stored, {} of snapshot and replication stream",
-                tally.documents,
-                tally.snapshots,
-                tally.segments,
+                "{}, {} and {} were read: {} as stored, {} of snapshots and replication stream in them",
+                counted(tally.documents, "document"),
+                counted(tally.snapshots, "snapshot"),
+                counted(tally.segments, "segment"),
                 bytesize::ByteSize(tally.stored_bytes),
                 bytesize::ByteSize(tally.raw_bytes),
             ),
@@ -203,9 +198,9 @@ fn of_drill(drilled: &Drilled) -> Vec<Finding> {
     let oracle = match &drilled.compared {
         None => Finding::unknown(
             "drill-oracle",
-            "there is only one snapshot of this history: that latest could be restored says that its bytes are whole \
-             and that a server takes every command, not that the data are those of the master; a second snapshot will \
-             tell",
+            "there is only one snapshot of this history, and so nothing to compare with: that latest was restored shows \
+             that its bytes are whole and that a server takes every command, not that its data are the master's. Hold the \
+             drill again when there is a second snapshot (`perennial snapshot` takes one now)",
         ),
         Some(compared) if compared.is_same() && compared.derived => Finding::unknown(
             "drill-oracle",
@@ -268,7 +263,7 @@ fn same(compared: &Compared) -> String {
 }
 
 fn as_json(verified: &Verified) -> Value {
-    let findings = &verified.report.findings;
+    let (all, summary) = findings::json(&verified.report.findings);
     let tally = verified.report.tally;
     let position = |position: crate::position::Position| json!({ "timeline": position.timeline.as_u32(), "offset": position.offset.as_u64() });
     json!({
@@ -300,28 +295,17 @@ fn as_json(verified: &Verified) -> Value {
             })),
         })),
         "duration_ms": verified.millis,
-        "findings": findings.iter().map(|finding| json!({
-            "id": finding.id,
-            "level": finding.level.word(),
-            "found": finding.found,
-            "change": finding.change,
-        })).collect::<Vec<_>>(),
-        "summary": Level::ALL
-            .iter()
-            .map(|level| (level.word().to_owned(), json!(count(findings, *level))))
-            .collect::<serde_json::Map<_, _>>(),
+        "findings": all,
+        "summary": summary,
     })
 }
 
 fn as_text(verified: &Verified) -> String {
+    let found = &verified.report.findings;
     let mut lines = vec![format!("archive {}", verified.address)];
-    for finding in &verified.report.findings {
-        let level = finding.level.word();
-        lines.push(format!("  {level:<8}{}: {}", finding.id, finding.found));
-        if let Some(change) = &finding.change {
-            lines.push(format!("          -> {change}"));
-        }
-    }
+    lines.extend(findings::lines(found));
+    lines.push(String::new());
+    lines.push(findings::summary(found));
     lines.join("\n")
 }
 
@@ -379,13 +363,20 @@ fn write_metrics(
     let folder = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty());
-    let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
-    std::io::Write::write_all(&mut file, text.as_bytes())?;
     let readable = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o644);
-    file.as_file().set_permissions(readable)?;
-    file.persist(path)
-        .map_err(|error| anyhow::anyhow!("--metrics-file {}: {}", path.display(), error.error))?;
-    Ok(())
+    let write = || -> std::io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
+        std::io::Write::write_all(&mut file, text.as_bytes())?;
+        file.as_file().set_permissions(readable)?;
+        file.persist(path).map(drop).map_err(|error| error.error)
+    };
+    write().map_err(|error| {
+        anyhow::anyhow!(
+            "--metrics-file {} cannot be written: {error}; its folder has to be there, and to be writable for the user that \
+             runs perennial",
+            path.display()
+        )
+    })
 }
 
 #[cfg(test)]

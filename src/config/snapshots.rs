@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{BadSetting, TlsSettings, bad, bytes, duration, encrypt, millis};
+use super::{BadSetting, TlsSettings, bad, bytes, duration, duration_or, encrypt, millis};
 use crate::follow::schedule::LOG_BYTES_MIN;
 use crate::follow::{ScheduleOptions, SnapshotSource};
 use crate::replay::Replayer;
@@ -49,7 +49,7 @@ impl SnapshotSettings {
         let min_interval = duration("snapshot-min-interval", &self.min_interval)?;
         let interval = match self.interval.as_str() {
             "none" => None,
-            text => Some(duration("snapshot-interval", text)?),
+            text => Some(duration_or("snapshot-interval", text, ", or none")?),
         };
         if interval.is_some_and(|interval| interval < min_interval) {
             return Err(bad(

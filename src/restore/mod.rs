@@ -7,7 +7,7 @@ pub mod drill;
 pub mod fill;
 pub mod mapped;
 pub mod moment;
-mod refusal;
+pub mod refusal;
 pub mod rewrite;
 pub mod seeder;
 pub mod source;

@@ -27,6 +27,21 @@ pub(super) struct Known {
     machine: Option<u64>,
 }
 
+/// Tells why a seed of this plan would be refused before the server is touched.
+///
+/// # Errors
+/// [`SeedError`].
+pub async fn examine(
+    store: Arc<dyn Store>,
+    archive: ArchiveId,
+    plan: &Plan,
+    control: &mut Control,
+    info: &Info,
+) -> Result<(), SeedError> {
+    let known = beforehand(store, archive, plan, control, info);
+    known.await.map(drop)
+}
+
 /// Looks whether the server can read the plan's payload at all. Nothing is done to the server.
 ///
 /// # Errors

@@ -241,22 +241,7 @@ pub async fn restore(
     let payload_bytes = base.bytes;
     let head = read_head(&head);
     let server = written_by(head.as_ref());
-    let Some(layout) = options.format.layout(head.as_ref(), plan) else {
-        return Err(ToDirError::TooOld {
-            snapshot: plan.snapshot.offset,
-            timeline: plan.snapshot_timeline.0,
-            server,
-        });
-    };
-
-    options.ttl.check_files(
-        plan,
-        &Writer {
-            server: server.clone(),
-            is_append_only_folder: layout == Layout::Directory,
-            fields_may_expire: head.as_ref().is_none_or(fields_may_expire),
-        },
-    )?;
+    let layout = layout(head.as_ref(), plan, options)?;
 
     let mut rest = match layout {
         Layout::Directory => {
@@ -296,6 +281,58 @@ pub async fn restore(
         server,
         moved_aside,
     })
+}
+
+/// Tells why [`restore`] would refuse, as far as that can be known before anything is written: by what lies in the folder
+/// already, and by the head of the payload.
+///
+/// # Errors
+/// [`ToDirError`].
+pub async fn examine(
+    store: Arc<dyn Store>,
+    archive: ArchiveId,
+    plan: &Plan,
+    directory: &Path,
+    options: Options,
+) -> Result<(), ToDirError> {
+    examine_folder(directory, options.force)?;
+    let first = source::payload(store, archive, plan).next().await?;
+    let head = first.and_then(|bytes| read_head(&bytes));
+    layout(head.as_ref(), plan, options).map(drop)
+}
+
+/// The same of the folder alone.
+///
+/// # Errors
+/// [`ToDirError`].
+pub fn examine_folder(directory: &Path, force: bool) -> Result<(), ToDirError> {
+    let mut ancestors = directory.ancestors();
+    if let Some(there) = ancestors.find(|path| path.symlink_metadata().is_ok())
+        && !there.is_dir()
+    {
+        let path = there.to_owned();
+        return Err(ToDirError::NotAFolder { path });
+    }
+    refuse_data(directory, force).map(drop)
+}
+
+/// Which files are written.
+fn layout(head: Option<&RdbHead>, plan: &Plan, options: Options) -> Result<Layout, ToDirError> {
+    let server = written_by(head);
+    let Some(layout) = options.format.layout(head, plan) else {
+        return Err(ToDirError::TooOld {
+            snapshot: plan.snapshot.offset,
+            timeline: plan.snapshot_timeline.0,
+            server,
+        });
+    };
+    let writer = Writer {
+        server,
+        is_append_only_folder: layout == Layout::Directory,
+        fields_may_expire: head.is_none_or(fields_may_expire),
+    };
+    options.ttl.check_files(plan, &writer)?;
+    Ok(layout)
 }
 
 /// A folder that is being restored to.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use redis_protocol::resp2::types::BytesFrame;
 
+use super::attached::perennials;
 use super::control::{Control, ControlError};
 use super::info::Info;
 use super::net::{Address, Endpoint};
@@ -64,6 +65,7 @@ pub async fn examine(
             .credentials
             .as_ref()
             .and_then(|credentials| credentials.user.clone()),
+        perennials: perennials(&info).await,
         info,
         to_follow,
         to_seed,

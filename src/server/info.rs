@@ -74,6 +74,20 @@ impl Info {
         databases
     }
 
+    /// Where its replicas say that they listen.
+    pub fn replicas(&self) -> Vec<(String, u16)> {
+        let count = self.number("connected_slaves").unwrap_or(u64::MAX);
+        let lines = (0..count).map_while(|at| self.text(&format!("slave{at}")));
+        let replica = |line: &str| {
+            let field = |name: &str| {
+                let mut parts = line.split(',');
+                parts.find_map(|part| part.strip_prefix(name)?.strip_prefix('='))
+            };
+            Some((field("ip")?.to_owned(), field("port")?.parse().ok()?))
+        };
+        lines.filter_map(replica).collect()
+    }
+
     /// The names of the modules it has loaded.
     pub fn modules(&self) -> &[String] {
         &self.modules
@@ -318,6 +332,20 @@ mod tests {
         assert_eq!(
             (valkey.server_name(), valkey.version_numbers()),
             ("valkey", (9, 1))
+        );
+    }
+
+    #[test]
+    fn replicas_are_found_by_address_and_port() {
+        let info = Info::parse(
+            "role:master\r\nconnected_slaves:3\r\nslave0:ip=10.0.0.1,port=6380,state=online,offset=7,lag=0\r\n\
+             slave1:ip=::1,port=0,state=wait_bgsave,offset=0,lag=0,type=replica\r\nslave2:broken\r\n\
+             slave_priority:100\r\n",
+        );
+        let found = info.replicas();
+        assert_eq!(
+            found,
+            [("10.0.0.1".to_owned(), 6380), ("::1".to_owned(), 0)]
         );
     }
 

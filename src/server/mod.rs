@@ -1,6 +1,7 @@
 //! The Redis or Valkey server beside us: how to reach it, what it says of itself, and the few commands that
 //! change its role. The replication protocol itself is `proto`'s.
 
+mod attached;
 pub mod control;
 pub mod digest;
 pub mod examine;

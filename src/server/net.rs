@@ -108,6 +108,10 @@ impl FromStr for Address {
     type Err = BadAddress;
 
     fn from_str(text: &str) -> Result<Self, BadAddress> {
+        // Without one, "localhost:6379" is read as an address of the scheme localhost.
+        if !text.contains("://") && !text.starts_with("unix:/") {
+            return Err(BadAddress::new("redis:// in front is missing"));
+        }
         let url = url::Url::parse(text).map_err(|error| BadAddress::new(error.to_string()))?;
         let decode = |part: &str| {
             percent_decoded(part)

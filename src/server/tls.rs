@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
-use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{
     AlertDescription, CertificateError, ClientConfig, Error, RootCertStore, ServerConfig,
 };
+
+use crate::advice::unreadable;
 
 /// A certificate with its chain, and its key: two PEM files.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,6 +47,14 @@ pub struct TlsServer {
 /// Certificates, keys or names that cannot be used.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum TlsFileError {
+    /// A file cannot be read at all.
+    #[error("{said}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// It, why, and what to do.
+        said: String,
+    },
     /// A file cannot be read as PEM.
     #[error("{path} cannot be read as a {what} in PEM form: {reason}", path = path.display())]
     Unreadable {
@@ -56,7 +66,10 @@ pub enum TlsFileError {
         reason: String,
     },
     /// A file without what it is for.
-    #[error("{path} holds no {what} in PEM form", path = path.display())]
+    #[error(
+        "{path} holds no {what} in PEM form, which begins with -----BEGIN: is it the right file, and not DER?",
+        path = path.display()
+    )]
     Empty {
         /// The file.
         path: PathBuf,
@@ -81,6 +94,34 @@ pub enum TlsFileError {
     /// The name cannot be verified.
     #[error("{0:?} is neither a host name nor an IP address: a certificate cannot bear it")]
     ServerName(String),
+}
+
+impl TlsFileError {
+    fn unread(path: &Path, what: &'static str, error: &pem::Error) -> Self {
+        let path = path.to_owned();
+        match error {
+            pem::Error::Io(error) => Self::File {
+                said: unreadable(&path, error),
+                path,
+            },
+            pem::Error::NoItemsFound => Self::Empty { path, what },
+            error => Self::Unreadable {
+                path,
+                what,
+                reason: error.to_string(),
+            },
+        }
+    }
+
+    /// The file that it is about, where it is about one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::File { path, .. } | Self::Unreadable { path, .. } | Self::Empty { path, .. } => {
+                Some(path)
+            }
+            Self::Identity { .. } | Self::NoAuthorities | Self::ServerName(_) => None,
+        }
+    }
 }
 
 impl TlsClient {
@@ -153,12 +194,8 @@ impl TlsServer {
 impl IdentityFiles {
     fn load(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsFileError> {
         let chain = certificates(&self.certificate)?;
-        let key =
-            PrivateKeyDer::from_pem_file(&self.key).map_err(|error| TlsFileError::Unreadable {
-                path: self.key.clone(),
-                what: "private key",
-                reason: error.to_string(),
-            })?;
+        let key = PrivateKeyDer::from_pem_file(&self.key)
+            .map_err(|error| TlsFileError::unread(&self.key, "private key", &error))?;
         Ok((chain, key))
     }
 
@@ -178,14 +215,9 @@ fn provider() -> Arc<CryptoProvider> {
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
     let what = "certificate";
-    let unreadable = |reason: String| TlsFileError::Unreadable {
-        path: path.to_owned(),
-        what,
-        reason,
-    };
     let found: Vec<_> = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect)
-        .map_err(|error| unreadable(error.to_string()))?;
+        .map_err(|error| TlsFileError::unread(path, what, &error))?;
     if found.is_empty() {
         let path = path.to_owned();
         return Err(TlsFileError::Empty { path, what });

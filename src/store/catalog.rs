@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::archive::block::Boundary;
 use crate::archive::layout::{
     AcceptedDocument, ArchiveDocument, ArchiveId, DOCUMENT_FORMAT, DocumentError, Object,
-    ObjectName, TimelineDocument, timeline_number_prefix, timelines_prefix,
+    ObjectName, TimelineDocument, is_name_right, timeline_number_prefix, timelines_prefix,
 };
 use crate::archive::segment::SegmentReader;
 use crate::archive::snapshot::{END_BLOCK_BYTES_MAX, payload_bytes_in};
@@ -56,18 +56,28 @@ pub enum CatalogError {
         address: String,
     },
     /// The archive belongs to another data set.
-    #[error(
-        "the archive at {address} belongs to the data set {found}, not to {wanted}: nothing was written; \
-         give every data set an archive of its own, or correct --name"
-    )]
+    #[error("the archive at {address} {}", wrong_name(found.as_deref(), wanted))]
     WrongName {
         /// The store.
         address: String,
         /// The name asked for.
         wanted: String,
         /// The archive's name.
-        found: String,
+        found: Option<String>,
     },
+}
+
+fn wrong_name(found: Option<&str>, wanted: &str) -> String {
+    match found {
+        Some(found) => format!(
+            "belongs to the data set {found}, not to {wanted}: nothing was written; give every data set an archive of \
+             its own, or correct --name"
+        ),
+        None => format!(
+            "has no name, so nothing says that it is that of {wanted}: nothing was written; if it is, leave --name out \
+             (an archive gets its name when it begins), else give {wanted} an archive of its own"
+        ),
+    }
 }
 
 impl CatalogError {
@@ -392,11 +402,11 @@ pub async fn open_archive(
     loop {
         if let Some(found) = read_archive(store).await? {
             return match name {
-                Some(wanted) if found.name.as_deref() != Some(wanted) => {
+                Some(wanted) if !is_name_right(found.name.as_deref(), name) => {
                     Err(CatalogError::WrongName {
                         address: store.address(),
                         wanted: wanted.to_owned(),
-                        found: found.name.unwrap_or_else(|| "without a name".into()),
+                        found: found.name,
                     })
                 }
                 _ => Ok(found),

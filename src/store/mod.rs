@@ -205,7 +205,10 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
     };
     let Some((scheme, rest)) = url.split_once("://") else {
         let shown = url.split_once(':').map_or(url, |(scheme, _)| scheme);
-        let detail = format!("not an archive's address: {SUPPORTED}");
+        let detail = match url.starts_with('/') {
+            true => format!("not an archive's address: write file://{url} for that folder"),
+            false => format!("not an archive's address: {SUPPORTED}"),
+        };
         return Err(invalid(shown, detail));
     };
     let shown = format!("{scheme}://");

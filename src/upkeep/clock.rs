@@ -47,6 +47,23 @@ pub(super) async fn of_store(
     )))
 }
 
+/// What [`of_store`] would say, as far as that can be known without creating anything: a store is taken to have our
+/// clock, unless its objects show that one of both is wrong.
+pub(super) fn guessed(
+    clock: &dyn Clock,
+    newest: Option<(&ObjectName, UnixMillis)>,
+) -> Result<UnixMillis, String> {
+    let ours = clock.unix();
+    match newest {
+        Some((_, date)) if is_about(ours, date) => Ok(date),
+        Some((name, date)) if date > ours => Err(format!(
+            "{name} is dated {date}, after the time of this machine: its clock or the store's is wrong, or was then; nothing \
+             is deleted until that is set right"
+        )),
+        _ => Ok(ours),
+    }
+}
+
 /// The store's time as it was when something was last allowed to be deleted. Where the store's clock is our own, a jump of
 /// it shows nowhere else.
 #[derive(Clone, Copy, Debug)]

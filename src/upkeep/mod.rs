@@ -45,17 +45,20 @@ pub struct Options {
     pub may_delete: bool,
 }
 
-/// What is to be done to an archive.
+/// What is to be done to an archive: all that a pass does, and nothing else, unless something turns out to be damaged or
+/// the store refuses.
 #[derive(Debug)]
 pub struct Plans {
     /// Segments to be made one.
     pub merges: Vec<Merge>,
-    /// Segments that are superfluous beside others.
+    /// Segments that are superfluous beside others, and not too old anyhow. None where nothing may be deleted.
     pub superfluous: Vec<Covered>,
     /// Whether more of them come when they have been there longer.
     pub are_waited_for: bool,
-    /// What is too old, or why that cannot be told.
+    /// What is too old, or why that cannot be told. Nothing where nothing may be deleted.
     pub prune: Result<PrunePlan, PruneError>,
+    /// Why nothing may be deleted, where that is so without anybody's having said it.
+    pub refused: Option<String>,
 }
 
 /// What a pass has done.
@@ -131,14 +134,22 @@ impl Upkeep {
         Arc::clone(&self.report)
     }
 
-    /// What a pass would do now; nothing is written. The clock of the store is believed to be ours.
+    /// What a pass would do now; nothing is written, so where no object is of about now the store's clock is believed to
+    /// be ours.
     ///
     /// # Errors
     /// [`CatalogError`].
     pub async fn plans(&mut self) -> Result<Plans, CatalogError> {
         let survey = self.survey().await?;
-        let now = survey.newest().max(self.clock.unix());
-        Ok(self.plans_of(&survey, now))
+        let told = match self.may_delete() {
+            true => Some(clock::guessed(&*self.clock, survey.newest_object())),
+            false => None,
+        };
+        let now = told.as_ref().and_then(|told| told.as_ref().ok().copied());
+        Ok(Plans {
+            refused: told.and_then(Result::err),
+            ..self.plans_of(&survey, now)
+        })
     }
 
     /// Does what there is to do. `told` gets the stored bytes that were read for merges, and how many there are.
@@ -153,7 +164,7 @@ impl Upkeep {
             Ok(now) => (now, None),
             Err(error) => (None, Some(CatalogError::from(error))),
         };
-        let plans = self.plans_of(&survey, now.unwrap_or_else(|| survey.newest()));
+        let plans = self.plans_of(&survey, now);
         if let Err(error) = &plans.prune {
             done.alarms.push(error.to_string());
         }
@@ -179,18 +190,13 @@ impl Upkeep {
         plans: &Plans,
         done: &mut Done,
     ) -> Result<(), CatalogError> {
-        let old = match &plans.prune {
-            Ok(plan) => {
-                self.delete_old(plan, done).await?;
-                plan.deletions.as_slice()
-            }
-            Err(_) => &[],
-        };
+        if let Ok(plan) = &plans.prune {
+            self.delete_old(plan, done).await?;
+        }
         if done.refused.is_some() {
             return Ok(());
         }
-        let old: HashSet<&ObjectName> = old.iter().map(|(name, _)| name).collect();
-        self.delete_superfluous(survey, &plans.superfluous, &old, done)
+        self.delete_superfluous(survey, &plans.superfluous, done)
             .await
     }
 
@@ -209,24 +215,33 @@ impl Upkeep {
         Ok(survey)
     }
 
-    fn plans_of(&self, survey: &Survey, now: UnixMillis) -> Plans {
+    /// `now` is the store's time where something may be deleted.
+    fn plans_of(&self, survey: &Survey, now: Option<UnixMillis>) -> Plans {
         let stock = Stock {
             catalog: &survey.catalog,
             dates: &survey.dates,
-            now,
+            now: now.unwrap_or_else(|| survey.newest()),
         };
         let policy = &self.options.policy;
+        let mut prune = prune(&stock, policy, &survey.filled);
         // It takes memory for each segment: nobody asks where nothing is deleted.
-        let superfluous = if self.may_delete() {
-            superfluous(&stock, policy, &self.barred)
-        } else {
-            Vec::new()
-        };
+        let mut covered = Vec::new();
+        let mut merges = merges(&stock, policy, &self.barred);
+        match (now, &mut prune) {
+            (Some(_), Ok(plan)) => {
+                covered = superfluous(&stock, policy, &self.barred);
+                without_old(&mut covered, &mut merges, plan);
+            }
+            (Some(_), Err(_)) => covered = superfluous(&stock, policy, &self.barred),
+            (None, Ok(plan)) => plan.deletions.clear(),
+            (None, Err(_)) => {}
+        }
         Plans {
-            merges: merges(&stock, policy, &self.barred),
-            superfluous,
+            merges,
+            superfluous: covered,
             are_waited_for: is_superfluous_later(&stock, policy, &self.barred),
-            prune: prune(&stock, policy, &survey.filled),
+            prune,
+            refused: None,
         }
     }
 
@@ -301,19 +316,13 @@ impl Upkeep {
         &mut self,
         survey: &Survey,
         superfluous: &[Covered],
-        old: &HashSet<&ObjectName>,
         done: &mut Done,
     ) -> Result<(), CatalogError> {
         let mut names = Vec::new();
-        for covered in superfluous.iter().filter(|it| !old.contains(&it.by.name)) {
-            let of: Vec<SegmentEntry> = covered
-                .of
-                .iter()
-                .filter(|segment| !old.contains(&segment.name))
-                .cloned()
-                .collect();
-            if self.agree(&covered.by, &of, done).await? {
-                names.extend(of.into_iter().map(|segment| (segment.name, segment.bytes)));
+        for covered in superfluous {
+            if self.agree(&covered.by, &covered.of, done).await? {
+                let of = covered.of.iter();
+                names.extend(of.map(|segment| (segment.name.clone(), segment.bytes)));
             }
         }
         let gone: HashSet<ObjectName> = names.iter().map(|(name, _)| name.clone()).collect();
@@ -412,6 +421,18 @@ impl Upkeep {
         self.barred.extend(suspects);
         Ok(())
     }
+}
+
+/// Leaves out what goes because it is too old, what such a segment covers (it covers nothing then), and merges of what
+/// would be gone by then.
+fn without_old(superfluous: &mut Vec<Covered>, merges: &mut Vec<Merge>, plan: &PrunePlan) {
+    let old: HashSet<&ObjectName> = plan.deletions.iter().map(|(name, _)| name).collect();
+    merges.retain(|merge| !merge.inputs.iter().any(|input| old.contains(&input.name)));
+    superfluous.retain(|covered| !old.contains(&covered.by.name));
+    for covered in superfluous.iter_mut() {
+        covered.of.retain(|segment| !old.contains(&segment.name));
+    }
+    superfluous.retain(|covered| !covered.of.is_empty());
 }
 
 /// Whether just as much can be restored without these.

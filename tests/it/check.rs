@@ -364,9 +364,15 @@ fn an_archive_in_use_is_described() {
     checked.expect("archive-head", "ok", "latest is timeline 1");
     checked.expect("archive-payload", "ok", "reads");
     checked.expect("archive-name", "ok", "no name");
+    // The one replica that is attached is ours.
+    checked.expect("server-wait", "ok", "the only replica");
     assert!(objects_in(&archive.path()).len() >= objects);
     let found = Checked::of(&["--archive", &url, "--name", "cache"]);
-    found.expect("archive-name", "warn", "cache");
+    found.expect("archive-name", "bad", "cache");
+    // `run` says the same.
+    let mut refused = Perennial::follow_url(&redis, &archive, &["--name", "cache"]);
+    assert_eq!(refused.wait(crate::harness::DEADLINE).code(), Some(1));
+    assert!(refused.log().contains("has no name"), "{}", refused.log());
 }
 
 #[test]

@@ -135,5 +135,9 @@ mod observed;
 // Ready over a store that hangs, with everything full.
 #[cfg(all(feature = "s3", feature = "gcs"))]
 mod stays_ready;
+// What a person is told: usage, files, output that nobody takes, restores and prunes that are only tried out.
+mod said;
+// The documents of --json are those of docs/json.md.
+mod json_documents;
 // The help, word for word; every flag has its variable.
 mod cli;

@@ -479,7 +479,7 @@ fn the_file_of_settings_is_checked_like_flags() {
     assert!(missing.contains("--archive"), "{missing}");
     let (code, _, err) = run_cli(&["run", "--config", "/nowhere/perennial.toml"]);
     assert!(
-        code == 2 && err.contains("--config: /nowhere/perennial.toml: "),
+        code == 2 && err.contains("--config: /nowhere/perennial.toml cannot be read: "),
         "{err}"
     );
 }

@@ -138,7 +138,7 @@ pub fn is_superfluous_later(
 }
 
 /// A segment, and those that it covers.
-type Beside<'a> = (&'a SegmentEntry, Vec<&'a SegmentEntry>);
+pub type Beside<'a> = (&'a SegmentEntry, Vec<&'a SegmentEntry>);
 
 fn covered<'a>(
     stock: &Stock<'a>,
@@ -158,7 +158,7 @@ fn covered<'a>(
 ///
 /// Sorted by first byte, the longest first, the smaller name first, a segment is covered where an earlier one reaches at
 /// least as far.
-fn outermost(timeline: &Timeline) -> Vec<Beside<'_>> {
+pub fn outermost(timeline: &Timeline) -> Vec<Beside<'_>> {
     let mut outermost: Vec<Beside<'_>> = Vec::new();
     for segment in &timeline.segments {
         match outermost.last_mut() {

@@ -174,14 +174,6 @@ impl Timeline {
         &self.runs
     }
 
-    /// Stored bytes of everything under this timeline.
-    pub fn stored_bytes(&self) -> u64 {
-        let segments = self.segments.iter().map(|entry| entry.bytes);
-        segments
-            .chain(self.snapshots.iter().map(|entry| entry.bytes))
-            .sum()
-    }
-
     /// When the last byte that is stored here was received; creation time where nothing is.
     pub fn last_at(&self) -> UnixMillis {
         let segments = self.segments.iter().map(|entry| entry.span.last_at);

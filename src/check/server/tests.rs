@@ -42,6 +42,7 @@ fn good() -> ServerFacts {
         client: "redis-cli -h h -p 1".into(),
         user: Some("perennial".into()),
         info: Info::parse(INFO),
+        perennials: 0,
         to_follow: vec![permission("psync"), permission("replconf")],
         to_seed: vec![permission("multi"), permission("replicaof")],
         settings: Ok(settings
@@ -150,6 +151,27 @@ fn what_the_server_is() {
         .level,
         Level::Ok
     );
+}
+
+#[test]
+fn whoever_archives_is_no_replica_that_answers_a_wait_too_early() {
+    let found = |attached: u64, perennials: u64| {
+        let facts = ServerFacts {
+            perennials,
+            ..with_info(&format!("connected_slaves:{attached}"))
+        };
+        finding(&facts, "server-wait")
+    };
+    assert_eq!(found(0, 0).level, Level::Ok);
+    let ours = found(1, 1);
+    assert_eq!(ours.level, Level::Ok, "{ours:?}");
+    assert!(ours.found.contains("the only replica"), "{ours:?}");
+    let two = found(2, 2);
+    assert_eq!(two.level, Level::Warn, "{two:?}");
+    assert!(two.change.unwrap().contains("for each archive"));
+    let mixed = found(3, 1);
+    assert_eq!(mixed.level, Level::Warn, "{mixed:?}");
+    assert!(mixed.change.unwrap().starts_with("WAIT 3, one more"));
 }
 
 #[test]

@@ -10,6 +10,9 @@ use super::{Auth, PsyncOffer, PsyncRequest, Readiness, RefusedRequest};
 pub(super) const UNDECIDED: &str =
     "-LOADING Perennial is deciding whether to seed this server, try again\r\n";
 
+/// To everything that no replica asks: by this text we know each other.
+pub const UNKNOWN_COMMAND: &str = "unknown command, this is Perennial: it serves replicas only";
+
 const OK: &str = "+OK\r\n";
 const NOAUTH: &str = "-NOAUTH Authentication required.\r\n";
 const WRONGPASS: &str = "-WRONGPASS invalid username-password pair or user is disabled.\r\n";
@@ -137,9 +140,7 @@ impl Announced {
             let text = "SYNC is not supported, this master speaks PSYNC only";
             Answer::Refused(error(text), RefusedRequest::Sync)
         } else {
-            Answer::Reply(error(
-                "unknown command, this is Perennial: it serves replicas only",
-            ))
+            Answer::Reply(error(UNKNOWN_COMMAND))
         }
     }
 

@@ -16,6 +16,7 @@ use super::request::RequestReader;
 use answer::{Announced, Answer};
 
 pub use super::handshake::{Auth, PsyncRequest};
+pub use answer::UNKNOWN_COMMAND;
 pub use events::{MasterEvent, MasterStage, Misuse, PsyncOffer, RefusedRequest};
 
 /// How often a lone `\n` goes out while a replica waits for its payload to begin, milliseconds

@@ -286,3 +286,66 @@ async fn a_week_stays_small() {
     assert!(plan.segments() < hours + 60 + 400, "{}", plan.segments());
     world.assert_reads(&plan).await;
 }
+
+/// Whatever the archive looks like: a pass does what was planned, and nothing else.
+#[tokio::test]
+async fn what_is_planned_is_what_is_done() {
+    let seed = getrandom::u64().unwrap();
+    eprintln!("seed {seed}");
+    let mut simulation = Simulation::new(seed).await;
+    let policy = Policy {
+        retention_millis: HOUR,
+        ..Policy::default()
+    };
+    let (mut created, mut covered, mut old, mut refused) = (0, 0, 0, 0);
+    for round in 0..250 {
+        for _ in 0..10 {
+            simulation.step().await;
+        }
+        let (mut upkeep, clock) = simulation.world.own_upkeep(policy);
+        upkeep.options.may_delete = round % 7 != 3;
+        if round % 11 == 5 {
+            clock.set(simulation.world.now - 2 * HOUR);
+        }
+        let plans = upkeep.plans().await.unwrap();
+        let before = names(&simulation).await;
+        let done = upkeep.pass(|_, _| {}).await.unwrap();
+        let after = names(&simulation).await;
+        let merges = plans.merges.iter().map(|it| it.object().name().to_string());
+        let merges: BTreeSet<String> = merges.collect();
+        let superfluous = plans.superfluous.iter().flat_map(|it| &it.of);
+        let superfluous = superfluous.map(|it| it.name.to_string());
+        let pruned = &plans.prune.as_ref().unwrap().deletions;
+        let pruned = pruned.iter().map(|(name, _)| name.to_string());
+        covered += superfluous.clone().count();
+        old += pruned.clone().count();
+        let deletions: BTreeSet<String> = superfluous.chain(pruned).collect();
+        let difference = |one: &BTreeSet<String>, other: &BTreeSet<String>| {
+            one.difference(other).cloned().collect::<BTreeSet<String>>()
+        };
+        assert_eq!(difference(&after, &before), merges, "seed {seed}: created");
+        assert_eq!(
+            difference(&before, &after),
+            deletions,
+            "seed {seed}: deleted"
+        );
+        assert_eq!(
+            plans.refused.is_some(),
+            done.refused.is_some(),
+            "seed {seed}: {:?} {:?}",
+            plans.refused,
+            done.refused
+        );
+        created += merges.len();
+        refused += usize::from(done.refused.is_some());
+    }
+    eprintln!("{created} created, {covered} and {old} deleted, {refused} refused");
+    assert!(
+        created > 50 && covered > 50 && old > 50 && refused > 5,
+        "seed {seed}"
+    );
+}
+
+async fn names(simulation: &Simulation) -> BTreeSet<String> {
+    simulation.world.names().await.into_iter().collect()
+}
