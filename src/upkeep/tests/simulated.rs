@@ -298,7 +298,7 @@ async fn what_is_planned_is_what_is_done() {
         ..Policy::default()
     };
     let (mut created, mut covered, mut old, mut refused) = (0, 0, 0, 0);
-    for round in 0..250 {
+    for round in 0..120 {
         for _ in 0..10 {
             simulation.step().await;
         }
@@ -341,7 +341,7 @@ async fn what_is_planned_is_what_is_done() {
     }
     eprintln!("{created} created, {covered} and {old} deleted, {refused} refused");
     assert!(
-        created > 50 && covered > 50 && old > 50 && refused > 5,
+        created > 20 && covered > 20 && old > 20 && refused > 3,
         "seed {seed}"
     );
 }
