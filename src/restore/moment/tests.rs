@@ -255,6 +255,7 @@ async fn nothing_stands_for_the_moments_of_a_gap() {
         id: ID,
         offset: Offset::new(START + 2 * length),
         at: UnixMillis(3000),
+        derived: false,
     };
     let body = vec![bytes::Bytes::from_static(b"never read")];
     store.create(&behind.name(), body).await.unwrap();
