@@ -15,6 +15,7 @@ mod pace;
 mod progress;
 pub mod prune;
 mod rehearsal;
+mod replaced;
 pub mod restore;
 pub mod run;
 pub mod seed_once;

@@ -15,6 +15,7 @@ use super::observe::Observed;
 use super::pace::{Pace, Said};
 use super::progress::Progress;
 use super::prune::beside;
+use super::replaced;
 use crate::archive::layout::ArchiveDocument;
 use crate::archive::plan::{Plan, PlanError, Target, plan};
 use crate::archive::timeline::Catalog;
@@ -128,10 +129,17 @@ pub async fn run(
         recent: None,
     };
     let mut overdue = std::pin::pin!(overdue(stop.clone(), shutdown_timeout));
+    let mut replaced = std::pin::pin!(replaced::replaced(
+        Arc::clone(&runner.store),
+        runner.archive.archive,
+        runner.follower.report(),
+        Arc::clone(&runner.clock),
+    ));
     let mut pace = Pace::default();
     while !*stop.borrow() {
         let round = tokio::select! {
             round = runner.round(&mut stop) => round?,
+            error = &mut replaced => return Err(error),
             // Whatever hangs then is given up.
             () = &mut overdue => {
                 anyhow::bail!("stopping took longer than --shutdown-timeout: what was not stored is lost with the master");
@@ -491,11 +499,7 @@ impl Runner {
         };
         let found = loaded.catalog.archive().map(|document| document.archive);
         if found != Some(self.archive.archive) {
-            anyhow::bail!(
-                "the archive at {} is another one than at the start: was it deleted or replaced under us? Nothing \
-                 more is written to it; start perennial again to use it",
-                self.store.address()
-            );
+            return Err(replaced::is_another(&*self.store));
         }
         self.observed.archive_read(&loaded.catalog);
         let looked = look(server, &loaded.catalog, self.clock.unix());

@@ -377,6 +377,15 @@ async fn read_archive(store: &dyn Store) -> Result<Option<ArchiveDocument>, Cata
     }
 }
 
+/// Which archive is there, if any.
+///
+/// # Errors
+/// [`CatalogError`] where its document cannot be read.
+pub async fn archive_of(store: &dyn Store) -> Result<Option<ArchiveId>, CatalogError> {
+    let document = read_archive(store).await?;
+    Ok(document.map(|document| document.archive))
+}
+
 /// Whether nothing is there, or an archive that lost its document: the second must not pass for a first start.
 async fn without_document(store: &dyn Store) -> Result<CatalogError, StoreError> {
     let address = store.address();

@@ -33,6 +33,8 @@ mod on_gcs;
 mod on_s3;
 // S3: headers, permissions, and the words of every command.
 #[cfg(feature = "s3")]
+mod replaced;
+#[cfg(feature = "s3")]
 mod s3_requests;
 
 // The scenarios below on S3 and Google Cloud Storage.
