@@ -74,13 +74,15 @@ impl Pace {
         } else {
             1
         };
-        if self.same.is_power_of_two() && said.error {
+        // Waits are half a minute by then, and whoever looks must not find an empty page.
+        let is_said = self.same.is_power_of_two() || (said.error && self.same.is_multiple_of(2));
+        if is_said && said.error {
             tracing::error!(
                 attempt = self.same,
                 "{}; trying again, but somebody must change something",
                 said.text
             );
-        } else if self.same.is_power_of_two() {
+        } else if is_said {
             tracing::warn!(attempt = self.same, "{}; trying again", said.text);
         }
         self.last.clone_from(&said.text);

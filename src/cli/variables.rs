@@ -9,7 +9,9 @@ use super::file::most_alike;
 /// What our variables begin with.
 const PREFIX: &str = "PERENNIAL_";
 /// Those that no flag has.
-const WITHOUT_A_FLAG: [&str; 4] = [
+const WITHOUT_A_FLAG: [&str; 5] = [
+    // Of docker/compose.yaml.
+    "PERENNIAL_IMAGE",
     "PERENNIAL_LOG",
     "PERENNIAL_REDIS_PASSWORD",
     "PERENNIAL_SEED_PASSWORD",
