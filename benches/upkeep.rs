@@ -1,5 +1,5 @@
 //! What planning costs over a hundred thousand segments: under 200 ms is expected, with lists that take ten seconds; and
-//! under 150 bytes of memory a segment beyond the catalogue, because plans share the names.
+//! some 350 bytes of memory a segment beyond the catalogue, because plans share the names.
 
 use std::collections::BTreeSet;
 use std::hint::black_box;

@@ -743,6 +743,29 @@ fn a_stopped_restore_leaves_nothing() {
     assert!(!process.exists(), "{said}");
 }
 
+/// What a timeline has from its ancestor is named as its own.
+#[test]
+fn an_offset_before_a_seed_is_on_the_way_to_what_came_behind_it() {
+    let Some(mut server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let _perennial = Perennial::follow(&server, &archive, &QUICK);
+    write_verbatim(&mut server.client(), 0);
+    let then = pause(&server, &archive, 0);
+    server.client().line("SET later 1");
+    pause(&server, &archive, 0);
+    server.lose_everything();
+    server.until_master_with_data();
+    server.client().line("SET behind 1");
+    let now = pause(&server, &archive, 1);
+    assert!(now.timeline > then.timeline, "{now:?}");
+    let at = format!("offset:{}@{}", then.offset, now.timeline);
+    let folder = archive.restore("before", &["--at", &at]);
+    let restored = REDIS_7_0.start_on(&folder).unwrap();
+    assert_same(&then.digest, &Digest::of(&restored.address()));
+}
+
 /// The nearest moments on either side, as times and offsets.
 #[test]
 fn moments_outside_the_window_name_the_nearest() {

@@ -360,6 +360,27 @@ fn a_lost_object_is_found_wherever_something_leads_on_from_it() {
     );
 }
 
+/// However long ago the last object came: what lies behind a gap is not on its way.
+#[test]
+fn a_gap_in_an_archive_that_nobody_writes_to_is_bad() {
+    let Some((_archive, copy)) = every_kind() else {
+        return;
+    };
+    let long_ago = SystemTime::now() - Duration::from_secs(3600);
+    for (_, path) in objects_in(&copy) {
+        fs::File::open(path)
+            .unwrap()
+            .set_modified(long_ago)
+            .unwrap();
+    }
+    let objects = objects_in(&copy);
+    let mut segments = objects.iter().filter(|it| it.0.contains("/segments/"));
+    fs::remove_file(&segments.nth(1).unwrap().1).unwrap();
+    let (code, json) = verified(&url_of(&copy), &[]);
+    assert_eq!(code, 1, "{json:#}");
+    assert!(finding(&json, "gap", "bad").is_some(), "{json:#}");
+}
+
 #[test]
 fn bytes_that_are_stored_twice_must_be_the_same() {
     let Some((archive, copy)) = every_kind() else {
