@@ -14,6 +14,8 @@ use crate::follow::{ReplayError, Replayed, Replays, Scratched, Wanted};
 use crate::position::{Position, UnixMillis};
 use crate::restore::fill::{Filled, fill};
 use crate::restore::mapped::rewritten;
+use crate::restore::seeder::Approved;
+use crate::restore::source::Spelling;
 use crate::server::scratch::{Scratch, ScratchPlace, Start};
 use crate::store::catalog;
 
@@ -45,8 +47,8 @@ impl Replays for Replayer {
         if plan.legs.is_empty() {
             return Ok(Replayed::There(plan.snapshot));
         }
-        is_replayed_exactly(&wanted, &plan).await?;
-        let filled = filled(&mut scratch, &wanted, &plan).await?;
+        let approved = approved(&wanted, &plan).await?;
+        let filled = filled(&mut scratch, &wanted, &plan, approved).await?;
         tracing::info!(
             "replayed {} and {} of replication stream into a {} {}.{}: taking its snapshot",
             bytesize::ByteSize(filled.payload_bytes),
@@ -119,23 +121,31 @@ async fn planned(wanted: &Wanted) -> Result<Plan, ReplayError> {
     plan(&loaded.catalog, Target::Offset(position)).map_err(early)
 }
 
+/// How it is replayed: as it was archived under its own id, which the payload then names, so that a server that comes up
+/// with it as its dump is recognised. Nothing where bytes have to be rewritten or offsets jump on the way.
+///
 /// An error that every restore makes must not become part of what the next ones begin with.
-async fn is_replayed_exactly(wanted: &Wanted, plan: &Plan) -> Result<(), ReplayError> {
+async fn approved(wanted: &Wanted, plan: &Plan) -> Result<Option<Approved>, ReplayError> {
     let tally = rewritten(&wanted.store, wanted.context.archive, plan).await;
     let tally = tally.map_err(late)?;
-    match tally.warning() {
-        None => Ok(()),
-        Some(warning) => Err(late(format!(
+    if let Some(warning) = tally.warning() {
+        return Err(late(format!(
             "what was written since the last snapshot cannot be replayed exactly ({warning}): take one from the server or a \
              replica of it, with `perennial snapshot`"
-        ))),
+        )));
     }
+    let as_archived = plan.offsets_continuous && !tally.is_changed();
+    Ok(as_archived.then_some(Approved {
+        id: plan.id,
+        spelling: Spelling::Archived,
+    }))
 }
 
 async fn filled(
     scratch: &mut Scratch,
     wanted: &Wanted,
     plan: &Plan,
+    approved: Option<Approved>,
 ) -> Result<Filled, ReplayError> {
     // Its payload comes to us by the connection, at once, and not onto its disk.
     scratch
@@ -149,9 +159,17 @@ async fn filled(
     let archive = wanted.context.archive;
     let clock = Arc::clone(&wanted.clock);
     let told = &mut |_, _| {};
-    fill(scratch, &wanted.store, archive, plan, &clock, told)
-        .await
-        .map_err(late)
+    fill(
+        scratch,
+        &wanted.store,
+        archive,
+        plan,
+        approved,
+        &clock,
+        told,
+    )
+    .await
+    .map_err(late)
 }
 
 /// When the last byte was received: the newest segment may reach further than the plan, but not into the future. Restores

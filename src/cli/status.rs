@@ -342,6 +342,16 @@ mod tests {
     }
 
     #[test]
+    fn derived_snapshots_are_told_apart() {
+        let line = |sketch: Sketch| {
+            let catalog = sketch.catalog();
+            timeline_line(&catalog, catalog.timelines().next().unwrap())
+        };
+        assert!(line(root().derived(50)).contains("2 snapshots (1 derived)"));
+        assert!(line(root()).contains("1 snapshot,"));
+    }
+
+    #[test]
     fn the_window_begins_behind_the_last_gap() {
         let of = |sketch: Sketch| {
             let catalog = sketch.catalog();

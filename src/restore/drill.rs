@@ -282,7 +282,8 @@ impl Drill<'_> {
         plan: &Plan,
         told: &mut (impl FnMut(u64, u64) + Send),
     ) -> Result<(), FillError> {
-        fill(scratch, &self.store, self.archive, plan, &self.clock, told).await?;
+        let clock = &self.clock;
+        fill(scratch, &self.store, self.archive, plan, None, clock, told).await?;
         Ok(())
     }
 }

@@ -63,14 +63,15 @@ pub struct Filled {
     pub payload_bytes: u64,
     /// Bytes of replication stream, as it was rewritten.
     pub stream_bytes: u64,
-    /// Under which id: one that nobody knows.
+    /// Under which id.
     pub id: ReplicationId,
     /// The offset at which it stands under that id.
     pub end: Offset,
     _seeder: Seeder,
 }
 
-/// Fills the server with what `plan` restores. `told` hears bytes and of how many.
+/// Fills the server with what `plan` restores: as it is `approved`, or else under an id that nobody knows, with whatever a
+/// later replay needs. `told` hears bytes and of how many.
 ///
 /// # Errors
 /// [`FillError`].
@@ -79,6 +80,7 @@ pub async fn fill(
     store: &Arc<dyn Store>,
     archive: ArchiveId,
     plan: &Plan,
+    approved: Option<Approved>,
     clock: &Arc<dyn Clock>,
     told: &mut (impl FnMut(u64, u64) + Send),
 ) -> Result<Filled, FillError> {
@@ -117,10 +119,12 @@ pub async fn fill(
     let (host, port) = seeder.address_for(None);
     let taken = scratch.control().take_over(&host, port).await;
     let before = taken.map_err(|error| scratch.explained(error))?;
-    let approved = Approved {
-        // Whatever was rewritten, it is an id that nobody knows.
-        id: ReplicationId::from_raw(random::<20>()?),
-        spelling: Spelling::Rewritten,
+    let approved = match approved {
+        Some(approved) => approved,
+        None => Approved {
+            id: ReplicationId::from_raw(random::<20>()?),
+            spelling: Spelling::Rewritten,
+        },
     };
     wait(
         scratch, &seeder, &offering, approved, &mut seen, &**clock, told,
