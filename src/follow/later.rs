@@ -404,22 +404,22 @@ async fn newer_than(floor: Offset, uploader: &Uploader) -> Result<Option<Outcome
     let newest = listed
         .into_iter()
         .filter_map(|found| {
-            let (offset, at, derived) = match Object::parse(found.name.as_str())? {
-                Object::Snapshot {
-                    offset,
-                    at,
-                    derived,
-                    ..
-                }
-                // The part that makes a snapshot of the others.
-                | Object::SnapshotPart {
-                    offset,
-                    at,
-                    derived,
-                    last: true,
-                    ..
-                } => (offset, at, derived),
-                _ => return None,
+            // Of one in parts, the part that makes a snapshot of the others.
+            let (Object::Snapshot {
+                offset,
+                at,
+                derived,
+                ..
+            }
+            | Object::SnapshotPart {
+                offset,
+                at,
+                derived,
+                last: true,
+                ..
+            }) = Object::parse(found.name.as_str())?
+            else {
+                return None;
             };
             Some(SnapshotEntry {
                 name: found.name,

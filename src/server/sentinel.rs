@@ -85,16 +85,16 @@ enum Unnamed {
     #[error("{0}")]
     Control(#[from] ControlError),
     #[error("no answer from {address} within {} s", ANSWER_TIMEOUT.as_secs())]
-    Silent { address: Address },
+    Silent { address: String },
     #[error("{0} gave no usable answer to SENTINEL MASTER: is it a Sentinel?")]
-    Unusable(Address),
+    Unusable(String),
 }
 
 impl Sentinel {
     async fn ask(&mut self, name: &str) -> Result<Named, Unnamed> {
         let asked = timeout(ANSWER_TIMEOUT, self.exchange(name)).await;
         let named = asked.unwrap_or_else(|_| {
-            let address = self.address.clone();
+            let address = self.address.to_string();
             Err(Unnamed::Silent { address })
         });
         if named.is_err() {
@@ -112,7 +112,7 @@ impl Sentinel {
             .command(&[b"SENTINEL", b"MASTER", name.as_bytes()])
             .await?;
         self.connection = Some(control);
-        named(&frame).ok_or_else(|| Unnamed::Unusable(self.address.clone()))
+        named(&frame).ok_or_else(|| Unnamed::Unusable(self.address.to_string()))
     }
 }
 

@@ -93,7 +93,10 @@ fn small_segments_become_few_under_load_and_nothing_is_missing(kind: Kind) {
     server.until_master_with_data();
     assert_same(&expected, &Digest::of(&server.address()));
     ledger.assert_all_in(&server.address());
-    archive.status().assert_chain_of(2);
+    let status = archive.until("the child is there", DEADLINE, |status| {
+        status.timelines.len() == 2
+    });
+    status.assert_chain_of(2);
 
     // And by files.
     let folder = archive.restore("restored", &["--at", "timeline:1"]);
