@@ -8,6 +8,11 @@ use crate::follow::uploader::Shared;
 use crate::store::faulty::{Faults, FaultyStore};
 use crate::store::memory::MemoryStore;
 
+/// For what will be.
+const LONG: Duration = Duration::from_secs(60);
+/// For what never will.
+const SHORT: Duration = Duration::from_secs(2);
+
 /// A payload half way into a store that holds what it is asked.
 struct Scene {
     store: MemoryStore,
@@ -66,8 +71,8 @@ impl Scene {
     }
 
     /// Whether the whole payload is taken although the store takes nothing.
-    async fn takes_all(&mut self, payload: &Bytes) -> bool {
-        let written = tokio::time::timeout(Duration::from_secs(2), self.write(payload));
+    async fn takes_all(&mut self, payload: &Bytes, patience: Duration) -> bool {
+        let written = tokio::time::timeout(patience, self.write(payload));
         written.await.is_ok_and(|written| written.is_ok())
     }
 
@@ -80,7 +85,7 @@ impl Scene {
 async fn a_payload_is_taken_while_the_store_holds() {
     let payload = payload(40 * MIB);
     let mut scene = Scene::begin(Some(1 << 30)).await;
-    assert!(scene.takes_all(&payload).await);
+    assert!(scene.takes_all(&payload, LONG).await);
     assert!(scene.spooled() > 20 * MIB, "{}", scene.spooled());
     assert!(scene.budget.used() <= 16 * MIB, "{}", scene.budget.used());
     scene.faults.hold_all(false);
@@ -96,7 +101,7 @@ async fn without_room_the_payload_waits() {
     let payload = payload(40 * MIB);
     for spool_bytes in [None, Some(16 * MIB)] {
         let mut scene = Scene::begin(spool_bytes).await;
-        assert!(!scene.takes_all(&payload).await, "{spool_bytes:?}");
+        assert!(!scene.takes_all(&payload, SHORT).await, "{spool_bytes:?}");
         // The stream has the other half of the spool for itself.
         let spooled = scene.spool.as_ref().map_or(0, |spool| spool.used());
         assert!(spooled <= 8 * MIB, "{spooled}");
@@ -140,7 +145,7 @@ async fn with_a_full_spool_it_goes_on_when_the_store_does() {
 async fn a_block_that_cannot_be_read_back_ends_the_snapshot() {
     let payload = payload(40 * MIB);
     let mut scene = Scene::begin(Some(1 << 30)).await;
-    assert!(scene.takes_all(&payload).await);
+    assert!(scene.takes_all(&payload, LONG).await);
     scene.spool.as_ref().unwrap().spoil();
     scene.faults.hold_all(false);
     let failed = scene.sink.finish("the test", &scene.clock).await;
