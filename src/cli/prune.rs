@@ -21,6 +21,8 @@ use crate::upkeep::{Done, Plans, Upkeep};
 
 /// So many new objects are worth a look at the archive, which costs requests of its own.
 const CREATED_MIN: u64 = 60;
+/// The longest wait before the first look.
+const FIRST_AFTER: Duration = Duration::from_secs(60);
 /// After so long there is a look whatever was created, milliseconds.
 const LOOK_MILLIS_MAX: u64 = 24 * 60 * 60 * 1000;
 /// An archive from which nothing may be deleted only grows, and with it each look: there is none sooner, milliseconds.
@@ -254,9 +256,11 @@ impl Rounds {
     }
 
     async fn go_on(mut self, every: Duration) {
+        // Where the process is started again and again, an archive must not go without for ever.
+        let mut wait = every.min(FIRST_AFTER);
         loop {
             // Two of them on one archive should not always meet.
-            tokio::time::sleep(jittered(every)).await;
+            tokio::time::sleep(jittered(std::mem::replace(&mut wait, every))).await;
             if self.is_due() {
                 self.look().await;
             }
