@@ -194,6 +194,8 @@ fn start_logging(format: LogFormat) -> anyhow::Result<()> {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // A log that cannot be written, on a full disk, is no reason to end: complaining about it would panic.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal() && !plain)
         .with_target(false);
     match format {

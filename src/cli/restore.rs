@@ -384,6 +384,7 @@ pub(super) fn is_missing(error: &CatalogError) -> bool {
         }
         CatalogError::Document { .. }
         | CatalogError::Beheaded { .. }
+        | CatalogError::Another { .. }
         | CatalogError::WrongName { .. } => false,
     }
 }

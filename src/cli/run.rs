@@ -21,13 +21,15 @@ use crate::archive::plan::{Plan, PlanError, Target, plan};
 use crate::archive::timeline::Catalog;
 use crate::clock::Clock;
 use crate::config::RunOptions;
-use crate::decide::{Action, Follow, Look, Policy, Refusal, Role, Server, before_sync, look};
+use crate::decide::{
+    Action, Follow, Look, Policy, Refusal, Relation, Role, Server, before_sync, look,
+};
 use crate::follow::{FollowEnd, Follower, backoff, jittered};
 use crate::http;
-use crate::position::{Position, Ticks};
+use crate::position::{Offset, Position, ReplicationId, Ticks};
 use crate::restore::around::{self, Around};
 use crate::restore::mapped::PrepareError;
-use crate::restore::seeder::{Seeder, SeederOptions};
+use crate::restore::seeder::{Seeder, SeederOptions, Serving};
 use crate::restore::to_replica::{Approach, Purpose, Seed, SeedError};
 use crate::server::control::Control;
 use crate::server::info::Info;
@@ -45,6 +47,9 @@ const RECENT_MILLIS: u64 = 30_000;
 const SEED_RETRY_FIRST: Duration = Duration::from_secs(1);
 /// The longest wait after a failed seed: each one costs the server a full load.
 const SEED_RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// How long the last look at the archive may take.
+const LAST_LOOK: Duration = Duration::from_secs(2);
 
 /// The first of the ports taken where --seed-listen gives none.
 const OWN_PORT_FIRST: u16 = 11_000;
@@ -125,6 +130,7 @@ pub async fn run(
         seeds_failed: 0,
         damaged: Default::default(),
         around: Around::default(),
+        unfinished: None,
         kept: Kept::default(),
         recent: None,
     };
@@ -309,6 +315,9 @@ struct Runner {
     damaged: (Vec<String>, u32),
     /// Objects that no seed uses.
     around: Around,
+    /// The id and the end of a seed that has not come to its end. Whoever copied the server meanwhile, and was made a master,
+    /// bears that id and stands below that end, like a replica that lagged; but it never had the rest.
+    unfinished: Option<(ReplicationId, Offset)>,
     /// What was listed of the archive.
     kept: Kept,
     /// What was decided of a server that cannot be followed at the moment.
@@ -503,6 +512,7 @@ impl Runner {
         }
         self.observed.archive_read(&loaded.catalog);
         let looked = look(server, &loaded.catalog, self.clock.unix());
+        let looked = but_half_filled(looked, server, self.unfinished);
         Ok(Ok((looked, loaded)))
     }
 
@@ -589,6 +599,12 @@ impl Runner {
                 }))
             }
             Action::Promote => {
+                let head = loaded.catalog.head().map(|head| head.timeline);
+                if let Some(damaged) = head.and_then(|head| loaded.damaged(head)) {
+                    return Ok(Round::Later(Said::slow(format!(
+                        "not ready: not promoted with a shorter history: {damaged}"
+                    ))));
+                }
                 tracing::info!(
                     "promoting the replica as it is: the archive has nothing that it lacks"
                 );
@@ -608,7 +624,10 @@ impl Runner {
                 let elsewhere = self.follower.elsewhere();
                 tokio::select! {
                     // A replica that takes no writes is left behind; Sentinel gives it its new master.
-                    () = elsewhere => Ok(Round::Again),
+                    () = elsewhere => {
+                        self.seeder.serve(Serving::Undecided);
+                        Ok(Round::Again)
+                    }
                     round = self.seed(&loaded, &server, &mut control, approach) => round,
                     _ = stop.wait_for(|stop| *stop) => Ok(Round::Again),
                 }
@@ -671,6 +690,7 @@ impl Runner {
         let (seeder, local_ip, same_machine) =
             (&self.seeder, control.local_ip(), control.is_local());
         let (policy, now) = (self.options.seed, self.clock.unix());
+        let before = self.unfinished;
         let unchanged = |info: &Info| {
             let again = info
                 .server(|host, port| seeder.is_us(host, port, local_ip, same_machine))
@@ -678,12 +698,13 @@ impl Runner {
             still_to_be_seeded(
                 &again,
                 server,
-                &look(&again, &loaded.catalog, now),
+                &but_half_filled(look(&again, &loaded.catalog, now), &again, before),
                 policy,
                 info,
             )
         };
         let target = planned.target;
+        self.unfinished = Some((planned.id, target.offset));
         let usable = self.around.rest(&loaded.catalog);
         let seed = Seed {
             store: Arc::clone(&self.store),
@@ -701,6 +722,7 @@ impl Runner {
         let told = |sent, total| progress.stands_at(sent, total);
         match seed.run(control, unchanged, told).await {
             Ok(end) => {
+                self.unfinished = None;
                 self.seeds_failed = 0;
                 self.observed.seeded(true);
                 self.observed.not_ready("seeded; about to be followed");
@@ -776,6 +798,17 @@ impl Runner {
         true
     }
 
+    /// What was stored at last is worth nothing in an archive that was exchanged meanwhile.
+    async fn refuse_another(&self) -> anyhow::Result<()> {
+        let look = catalog::archive_of(&*self.store);
+        match tokio::time::timeout(LAST_LOOK, look).await {
+            Ok(Ok(found)) if found != Some(self.archive.archive) => {
+                Err(replaced::is_another(&*self.store))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// After being told to stop: waits for what is on its way.
     async fn finish(mut self, overdue: Pin<&mut impl Future<Output = ()>>) -> anyhow::Result<()> {
         let followed = self.follower.progress();
@@ -789,6 +822,9 @@ impl Runner {
             );
         }
         if drained.is_some() {
+            if followed.is_some() {
+                self.refuse_another().await?;
+            }
             if followed.is_none() {
                 tracing::info!("stopped: nothing was on its way to the archive");
             } else if followed.is_some_and(|progress| progress.durable.is_none()) {
@@ -856,6 +892,22 @@ fn is_the_servers(end: &FollowEnd) -> bool {
             | FollowEnd::Info(_)
             | FollowEnd::NotYet
     )
+}
+
+/// What a server is that was copied from one in the middle of a seed.
+fn but_half_filled(looked: Look, server: &Server, seed: Option<(ReplicationId, Offset)>) -> Look {
+    let is_below = |(id, end)| {
+        server
+            .previous
+            .is_some_and(|(previous, last)| previous == id && last < end)
+    };
+    match server.role == Role::Master && seed.is_some_and(is_below) {
+        true => Look {
+            relation: Relation::HalfFilled,
+            ..looked
+        },
+        false => looked,
+    }
 }
 
 /// Whether a server, as it says of itself inside the takeover transaction, is still what was decided on.

@@ -83,6 +83,11 @@ impl Destination {
     }
 }
 
+/// A mistyped address may hold a password in front of its host.
+fn without_secret(to: &str) -> &str {
+    to.rsplit_once('@').map_or(to, |(_, host)| host)
+}
+
 fn folder(to: &str) -> Result<PathBuf, Exit> {
     // Nobody means a folder of that name.
     let is_host = to
@@ -91,7 +96,8 @@ fn folder(to: &str) -> Result<PathBuf, Exit> {
     if to.contains("://") || is_host {
         return Err(Exit {
             message: format!(
-                "--to {to}: write a folder, a server as redis://host:port, rediss://host:port or unix:///path, or - for commands"
+                "--to {}: write a folder, a server as redis://host:port, rediss://host:port or unix:///path, or - for commands",
+                without_secret(to)
             ),
             code: 2,
         });

@@ -47,6 +47,11 @@ fn columns(text: &str) -> usize {
 
 /// How far what continues a line is set in: to its last column, or a little.
 fn set_in(line: &str) -> usize {
+    // What is set in far would be mostly spaces.
+    column(line).min(COLUMN_MAX)
+}
+
+fn column(line: &str) -> usize {
     let content = line.trim_start();
     let indent = line.len() - content.len();
     for mark in ["-> ", "! "] {

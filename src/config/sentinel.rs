@@ -80,7 +80,7 @@ fn sentinel(
     if port == DEFAULT_PORT && !text.ends_with(&format!(":{DEFAULT_PORT}")) {
         return Err(bad(
             "sentinel",
-            format!("{text} has no port: write HOST:26379, Sentinel's own by default"),
+            format!("{address} has no port of a Sentinel: write HOST:26379, its own by default"),
         ));
     }
     if let Some(password) = password {

@@ -48,6 +48,7 @@ struct Counts {
     gaps: AtomicU64,
     snapshots_done: AtomicU64,
     snapshots_failed: AtomicU64,
+    pieces: AtomicU64,
 }
 
 /// The timeline that is written to, and what is on its way.
@@ -130,6 +131,8 @@ pub struct Seen {
     pub buffer_bytes_max: u64,
     /// Bytes of scratch files, and how many may be. `None` without a spool.
     pub spooled: Option<(u64, u64)>,
+    /// Pieces with writes in them that were sent on their way.
+    pub pieces: u64,
     /// Pieces on their way.
     pub uploads_in_flight: usize,
     /// The store refuses pieces at the moment, in its words.
@@ -242,6 +245,7 @@ impl Report {
 
     /// A piece with writes is on its way.
     pub(super) fn sealed(&self, last: Offset, oldest: Ticks) {
+        count(&self.counts.pieces);
         let mut lane = self.lane();
         lane.forget_durable();
         if lane.waiting.len() >= WAITING_MAX
@@ -317,6 +321,7 @@ impl Report {
             gaps: of(&self.counts.gaps),
             snapshots_done: of(&self.counts.snapshots_done),
             snapshots_failed: of(&self.counts.snapshots_failed),
+            pieces: of(&self.counts.pieces),
             snapshot: lane.snapshot,
             snapshot_found: lane.found,
             snapshot_due_millis: of(&self.snapshot_due)

@@ -108,32 +108,35 @@ impl Sentinel {
             Some(control) => control,
             None => Control::connect(&self.address).await?,
         };
-        let frame = control
+        // In the middle of a failover the first still has the old address, with the new epoch, until all replicas were told;
+        // the second has the one that was promoted. This order, so that what changes in between is at worst an old epoch.
+        let master = control
             .command(&[b"SENTINEL", b"MASTER", name.as_bytes()])
             .await?;
+        let address = control
+            .command(&[b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", name.as_bytes()])
+            .await?;
         self.connection = Some(control);
-        named(&frame).ok_or_else(|| Unnamed::Unusable(self.address.to_string()))
+        named(&master, &address).ok_or_else(|| Unnamed::Unusable(self.address.to_string()))
     }
 }
 
-/// Reads the names and values of `SENTINEL MASTER`.
-fn named(frame: &BytesFrame) -> Option<Named> {
-    let BytesFrame::Array(items) = frame else {
+/// Reads the names and values of `SENTINEL MASTER`, and the pair of `GET-MASTER-ADDR-BY-NAME`.
+fn named(master: &BytesFrame, address: &BytesFrame) -> Option<Named> {
+    let (BytesFrame::Array(fields), BytesFrame::Array(address)) = (master, address) else {
         return None;
     };
-    let text = |frame: &BytesFrame| frame.as_str().map(str::to_owned);
-    let field = |wanted: &str| {
-        items
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .find(|[name, _]| name.as_str() == Some(wanted))
-            .and_then(|[_, value]| text(value))
+    let [host, port] = address.as_slice() else {
+        return None;
     };
+    let (pairs, _) = fields.as_chunks::<2>();
+    let [_, epoch] = pairs
+        .iter()
+        .find(|[name, _]| name.as_str() == Some("config-epoch"))?;
     Some(Named {
-        host: field("ip").filter(|host| !host.is_empty())?,
-        port: field("port")?.parse().ok().filter(|port| *port != 0)?,
-        epoch: field("config-epoch")?.parse().ok()?,
+        host: host.as_str().filter(|host| !host.is_empty())?.to_owned(),
+        port: port.as_str()?.parse().ok().filter(|port| *port != 0)?,
+        epoch: epoch.as_str()?.parse().ok()?,
     })
 }
 
@@ -301,30 +304,23 @@ mod tests {
     #[test]
     fn an_answer_is_read() {
         let bulk = |text: &str| BytesFrame::BulkString(text.to_owned().into());
-        let answer =
-            |fields: &[&str]| BytesFrame::Array(fields.iter().map(|text| bulk(text)).collect());
-        let whole = [
-            "name",
-            "m",
-            "ip",
-            "::1",
-            "port",
-            "6379",
-            "config-epoch",
-            "3",
-        ];
-        let found = named(&answer(&whole)).unwrap();
+        let list =
+            |texts: &[&str]| BytesFrame::Array(texts.iter().map(|text| bulk(text)).collect());
+        let master = list(&["name", "m", "ip", "::2", "port", "1", "config-epoch", "3"]);
+        // In the middle of a failover they differ.
+        let found = named(&master, &list(&["::1", "6379"])).unwrap();
         assert_eq!((found.to_string().as_str(), found.epoch), ("[::1]:6379", 3));
-        for missing in [2, 4, 6] {
-            let mut fields = whole.to_vec();
-            fields.drain(missing..missing + 2);
-            assert_eq!(named(&answer(&fields)), None);
+        let unusable = [
+            (list(&["name", "m"]), list(&["::1", "6379"])),
+            (master.clone(), list(&["::1"])),
+            (master.clone(), list(&["", "6379"])),
+            (master.clone(), list(&["::1", "0"])),
+            (master.clone(), BytesFrame::Null),
+            (bulk("PONG"), list(&["::1", "6379"])),
+        ];
+        for (master, address) in unusable {
+            assert_eq!(named(&master, &address), None, "{master:?} {address:?}");
         }
-        assert_eq!(named(&bulk("PONG")), None);
-        assert_eq!(
-            named(&answer(&["ip", "", "port", "1", "config-epoch", "0"])),
-            None
-        );
     }
 
     #[test]

@@ -55,6 +55,15 @@ pub enum CatalogError {
         /// The store.
         address: String,
     },
+    /// The archive is not the one that this process began with.
+    #[error(
+        "the archive at {address} is another one than at the start: was it deleted or replaced under us? Nothing more is \
+         written to it; start perennial again to use it"
+    )]
+    Another {
+        /// The store.
+        address: String,
+    },
     /// The archive belongs to another data set.
     #[error("the archive at {address} {}", wrong_name(found.as_deref(), wanted))]
     WrongName {
@@ -88,6 +97,7 @@ impl CatalogError {
             Self::Document { .. }
             | Self::Missing { .. }
             | Self::Beheaded { .. }
+            | Self::Another { .. }
             | Self::WrongName { .. } => false,
         }
     }

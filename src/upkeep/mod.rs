@@ -206,6 +206,12 @@ impl Upkeep {
     /// [`CatalogError`].
     pub async fn survey(&mut self) -> Result<Survey, CatalogError> {
         let survey = survey(&*self.store, &mut self.kept, self.clock.ticks()).await?;
+        let archive = survey.catalog.archive().map(|document| document.archive);
+        if archive.is_some_and(|archive| archive != self.archive) {
+            return Err(CatalogError::Another {
+                address: self.store.address(),
+            });
+        }
         let is_there = |name: &ObjectName| survey.dates.contains_key(name);
         self.barred.retain(is_there);
         self.agreed.retain(|name, _| is_there(name));

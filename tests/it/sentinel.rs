@@ -16,6 +16,10 @@ on_every_server! {
     it_is_followed_through_failovers, who_is_cut_off_is_not_believed,
 }
 on_every_server! {
+    up to 7.0;
+    the_promoted_one_is_followed_before_every_replica_knows,
+}
+on_every_server! {
     since 7.0;
     an_empty_master_is_filled_before_anybody_takes_over,
 }
@@ -35,12 +39,17 @@ struct Sentinel {
 impl Sentinel {
     /// One that alone decides, watching the server at this address, which it takes for dead after `down_millis`.
     fn start(kind: Kind, master: &str, down_millis: u64) -> Self {
+        Self::patient(kind, master, down_millis, 3000)
+    }
+
+    /// One that gives replicas so long to follow a failover.
+    fn patient(kind: Kind, master: &str, down_millis: u64, failover_millis: u64) -> Self {
         let (folder, port) = (tempfile::tempdir().unwrap(), Port::reserve());
         let (host, master_port) = master.split_once(':').unwrap();
         let file = folder.path().join("sentinel.conf");
         let config = format!(
             "port {}\nbind 127.0.0.1\ndir {}\nsentinel monitor {NAME} {host} {master_port} 1\n\
-             sentinel down-after-milliseconds {NAME} {down_millis}\nsentinel failover-timeout {NAME} 3000\n",
+             sentinel down-after-milliseconds {NAME} {down_millis}\nsentinel failover-timeout {NAME} {failover_millis}\n",
             port.number,
             folder.path().display(),
         );
@@ -196,6 +205,31 @@ fn who_is_cut_off_is_not_believed(kind: Kind) {
     assert_eq!(client.line("EXISTS here").integer(), 1);
     assert_eq!(client.line("EXISTS stray").integer(), 0);
     assert_eq!(stray.info_number("replication", "connected_slaves"), 0);
+    perennial.assert_healthy();
+}
+
+/// Until every replica was told, minutes where one hangs, `SENTINEL MASTER` goes on naming the old master.
+fn the_promoted_one_is_followed_before_every_replica_knows(kind: Kind) {
+    let Some(first) = kind.start(&[]) else {
+        return;
+    };
+    let second = replica_of(kind, &first).unwrap();
+    second.client().line("CONFIG SET replica-priority 1");
+    let mut third = replica_of(kind, &first).unwrap();
+    let sentinel = Sentinel::patient(kind, &first.address(), 60_000, 300_000);
+    let archive = Archive::new();
+    let mut perennial = follow(&archive, &[&sentinel]);
+    write(&first, "before", 3);
+    third.pause();
+    until("Sentinel promotes the second", FAILOVER, || {
+        let mut client = Client::connect(&sentinel.address()).unwrap();
+        let _ = client.command(&["SENTINEL", "FAILOVER", NAME]);
+        second.is_master()
+    });
+    // Nobody else is attached to it yet.
+    write(&second, "after", 1);
+    third.resume();
+    archive.status().assert_chain_of(2);
     perennial.assert_healthy();
 }
 

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -47,11 +48,32 @@ fn left_behind(place: &Path) -> Vec<(PathBuf, File)> {
         .filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX))
         .filter_map(|entry| {
             let home = entry.path();
+            if !is_ours(&home) {
+                return None;
+            }
             let file = File::open(home.join(OWNER)).ok()?;
             file.try_lock().ok()?;
             Some((home, file))
         })
         .collect()
+}
+
+/// Whether this user made it all. In a folder that others can write to, somebody could lay out what looks like a scratch server
+/// and is a link to another one.
+fn is_ours(home: &Path) -> bool {
+    // Where there is no /proc, nothing is ours: what was left behind stays.
+    let Ok(user) = fs::metadata("/proc/self").map(|ourselves| ourselves.uid()) else {
+        return false;
+    };
+    let has = |path: &Path, is_kind: fn(&fs::FileType) -> bool| {
+        fs::symlink_metadata(path)
+            .is_ok_and(|found| found.uid() == user && is_kind(&found.file_type()))
+    };
+    let socket = home.join(SOCKET);
+    let no_socket = matches!(fs::symlink_metadata(&socket), Err(error) if error.kind() == io::ErrorKind::NotFound);
+    has(home, fs::FileType::is_dir)
+        && has(&home.join(OWNER), fs::FileType::is_file)
+        && (no_socket || has(&socket, |kind| kind.is_socket()))
 }
 
 /// Whether it has ended.
@@ -89,10 +111,15 @@ mod tests {
         let (alive, dead, unowned) = (home("alive"), home("dead"), home("unowned"));
         let held = own(&alive).unwrap();
         drop(own(&dead).unwrap());
+        // Laid out by somebody: its server is another one.
+        let laid_out = home("laid-out");
+        drop(own(&laid_out).unwrap());
+        std::os::unix::fs::symlink("/nowhere", laid_out.join(SOCKET)).unwrap();
         end_all(place.path()).await;
         assert!(alive.is_dir(), "its owner lives");
         assert!(!dead.exists());
         assert!(unowned.is_dir(), "it may just be begun");
+        assert!(laid_out.is_dir(), "it may lead to a server of others");
         drop(held);
         end_all(place.path()).await;
         assert!(!alive.exists());

@@ -343,7 +343,7 @@ fn status_is_read_as_documented() {
         "head": {"timeline": 2, "offset": 90, "at": 5}, "durable_offset": 90,
         "timelines": [
           { "seq": 1, "id": "aa", "parent": null, "start": 10, "end": 50, "suspect": null, "accepted": false,
-            "head": false, "snapshots": [{"offset": 10, "at": 1, "bytes": 7}], "segments": 3, "bytes": 40, "gaps": [],
+            "head": false, "snapshots": [{"offset": 10, "at": 1, "bytes": 7, "derived": false}], "segments": 3, "bytes": 40, "gaps": [],
             "source": {"server": "redis"} },
           { "seq": 2, "id": "bb", "parent": {"timeline": 1, "offset": 50}, "start": 50, "end": 90, "suspect": null,
             "accepted": false, "head": true, "snapshots": [], "segments": 1, "bytes": 40, "gaps": [], "source": {} } ],
