@@ -14,7 +14,14 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_perennial");
 
 /// The exit code and what is said, where standard output is this.
 fn printing_to(out: impl Into<Stdio>, arguments: &[&str]) -> (Option<i32>, String) {
-    let mut child = Command::new(PROGRAM)
+    let mut command = Command::new(PROGRAM);
+    // Those that are there are meant for the tests, and a warning of them would be said.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("PERENNIAL_") {
+            command.env_remove(name);
+        }
+    }
+    let mut child = command
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(out)
