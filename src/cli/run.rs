@@ -21,9 +21,7 @@ use crate::archive::plan::{Plan, PlanError, Target, plan};
 use crate::archive::timeline::Catalog;
 use crate::clock::Clock;
 use crate::config::RunOptions;
-use crate::decide::{
-    Action, Follow, Look, Policy, Refusal, Relation, Role, Server, before_sync, look,
-};
+use crate::decide::{Action, Follow, Look, Policy, Refusal, Role, Server, before_sync, look};
 use crate::follow::{FollowEnd, Follower, backoff, jittered};
 use crate::http;
 use crate::position::{Offset, Position, ReplicationId, Ticks};
@@ -315,8 +313,7 @@ struct Runner {
     damaged: (Vec<String>, u32),
     /// Objects that no seed uses.
     around: Around,
-    /// The id and the end of a seed that has not come to its end. Whoever copied the server meanwhile, and was made a master,
-    /// bears that id and stands below that end, like a replica that lagged; but it never had the rest.
+    /// The id and the end of a seed that has not come to its end.
     unfinished: Option<(ReplicationId, Offset)>,
     /// What was listed of the archive.
     kept: Kept,
@@ -512,7 +509,7 @@ impl Runner {
         }
         self.observed.archive_read(&loaded.catalog);
         let looked = look(server, &loaded.catalog, self.clock.unix());
-        let looked = but_half_filled(looked, server, self.unfinished);
+        let looked = looked.beside(self.unfinished, server);
         Ok(Ok((looked, loaded)))
     }
 
@@ -698,7 +695,7 @@ impl Runner {
             still_to_be_seeded(
                 &again,
                 server,
-                &but_half_filled(look(&again, &loaded.catalog, now), &again, before),
+                &look(&again, &loaded.catalog, now).beside(before, &again),
                 policy,
                 info,
             )
@@ -892,22 +889,6 @@ fn is_the_servers(end: &FollowEnd) -> bool {
             | FollowEnd::Info(_)
             | FollowEnd::NotYet
     )
-}
-
-/// What a server is that was copied from one in the middle of a seed.
-fn but_half_filled(looked: Look, server: &Server, seed: Option<(ReplicationId, Offset)>) -> Look {
-    let is_below = |(id, end)| {
-        server
-            .previous
-            .is_some_and(|(previous, last)| previous == id && last < end)
-    };
-    match server.role == Role::Master && seed.is_some_and(is_below) {
-        true => Look {
-            relation: Relation::HalfFilled,
-            ..looked
-        },
-        false => looked,
-    }
 }
 
 /// Whether a server, as it says of itself inside the takeover transaction, is still what was decided on.

@@ -101,6 +101,26 @@ pub struct Look {
     pub rival: Option<Position>,
 }
 
+impl Look {
+    /// The same, knowing the id and the end of a seed that has not come to its end. Whoever copied the server that is being
+    /// filled, and was made a master, bears that id and stands below that end like a replica that lagged; but it never had
+    /// the rest.
+    #[must_use]
+    pub fn beside(self, seed: Option<(ReplicationId, Offset)>, server: &Server) -> Self {
+        let is_copy = |(id, end)| {
+            let previous = server.previous;
+            previous.is_some_and(|(previous, last)| previous == id && last < end)
+        };
+        if server.role != Role::Master || !seed.is_some_and(is_copy) {
+            return self;
+        }
+        Self {
+            relation: Relation::HalfFilled,
+            ..self
+        }
+    }
+}
+
 /// Clocks of machines in one place differ by this much, milliseconds.
 const CLOCK_SKEW_MILLIS: u64 = 5_000;
 
@@ -522,6 +542,36 @@ pub(super) mod tests {
             relate(&promoted(9, 2, 130), &catalog),
             Relation::Tip(offer(2, 2, 130, true))
         );
+    }
+
+    /// Under an archived id nothing in the archive tells: a replica that lagged looks the same.
+    #[test]
+    fn whoever_copied_a_server_in_the_middle_of_a_seed_is_half_filled() {
+        let catalog = Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(0)
+            .segment(1, 60)
+            .segment(61, 100)
+            .catalog();
+        let related = |server: &Server, seed| {
+            let looked = look(server, &catalog, UnixMillis(0));
+            looked.beside(seed, server).relation
+        };
+        let seed = Some((id(1), Offset::new(100)));
+        let copy = promoted(9, 1, 60);
+        let behind = Relation::Behind(offer(1, 1, 60, false));
+        assert_eq!(related(&copy, seed), Relation::HalfFilled);
+        assert_eq!(related(&copy, None), behind, "no seed was under way");
+        assert_eq!(related(&copy, Some((id(2), Offset::new(100)))), behind);
+        let whole = promoted(9, 1, 100);
+        let tip = Relation::Tip(offer(1, 1, 100, true));
+        assert_eq!(related(&whole, seed), tip, "it has all of it");
+        let ours = Server {
+            role: Role::ReplicaOfUs,
+            ..server(1, 60)
+        };
+        let inside = Relation::Inside(offer(1, 1, 60, false));
+        assert_eq!(related(&ours, seed), inside, "the seed goes on");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io::Read;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
@@ -53,6 +53,35 @@ fn what_could_not_be_printed_is_no_success() {
         let (code, said) = printing_to(Stdio::null(), arguments);
         assert_eq!((code, said.as_str()), (Some(0), ""), "{arguments:?}");
     }
+}
+
+/// Ends with the test, however that ends.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    let Some(server) = REDIS_7_0.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(PROGRAM);
+    command.args(["run", "--redis", &server.url(), "--archive", &archive.url()]);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(full);
+    let mut running = Running(command.spawn().unwrap());
+    archive.until_durable();
+    server.client().wait_until_stored(DEADLINE);
+    assert!(running.0.try_wait().unwrap().is_none(), "it has ended");
 }
 
 #[test]
