@@ -33,7 +33,9 @@ fn scan(pieces: &[&[u8]]) -> (Vec<String>, Result<(), ScanError>) {
     for piece in pieces {
         let outcome = scanner.scan(piece, &mut |event| {
             if let Event::Key(key) = &event {
-                assert!(key.name.len() <= NAME_BYTES_MAX && key.name.len() as u64 <= key.name_bytes);
+                assert!(
+                    key.name.len() <= NAME_BYTES_MAX && key.name.len() as u64 <= key.name_bytes
+                );
                 assert!(key.at < key.value_at);
             }
             said.push(format!("{event:?}"));

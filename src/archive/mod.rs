@@ -18,3 +18,5 @@ pub mod times;
 #[cfg(test)]
 mod golden;
 mod pieces;
+#[cfg(test)]
+mod properties;

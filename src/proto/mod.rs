@@ -2,6 +2,7 @@
 //! Sockets, clocks and decisions are left to `follow`, `restore` and `decide`.
 //!
 //! ```text
+//! answer      how deep an answer may be
 //! handshake   the words both sides share: password, position asked for, how a request is spelled
 //! replica     our side when we follow a master
 //! master      our side when we seed a server, or refuse one
@@ -10,6 +11,7 @@
 //! rdb         where the keys of a dump lie
 //! ```
 
+pub mod answer;
 pub mod handshake;
 pub mod master;
 pub mod rdb;

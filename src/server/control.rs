@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use super::info::Info;
 use super::net::{Address, Connection};
+use crate::proto::answer::is_too_deep;
 use crate::proto::handshake::command;
 
 /// How long one answer may take.
@@ -231,6 +232,9 @@ impl Control {
                     return Ok(Answer::TlsAlert);
                 }
                 if !matches!(self.received[0], b'+' | b'-' | b':' | b'$' | b'*') {
+                    return Ok(Answer::Garbage(head_of(&self.received)));
+                }
+                if is_too_deep(&self.received) {
                     return Ok(Answer::Garbage(head_of(&self.received)));
                 }
                 let snapshot = Bytes::copy_from_slice(&self.received);
@@ -484,6 +488,19 @@ mod tests {
             let frame = BytesFrame::SimpleString(text.into());
             assert_eq!(shown(&frame).chars().count(), SHOWN_CHARACTERS);
         }
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_a_bottom_ends_the_connection_and_not_the_process() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("redis://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (mut peer, _) = listener.accept().await.unwrap();
+            let _ = peer.write_all("*1\r\n".repeat(500_000).as_bytes()).await;
+        });
+        let mut control = Control::connect(&address.parse().unwrap()).await.unwrap();
+        let error = control.info().await.unwrap_err();
+        assert!(matches!(error, ControlError::NotRedis { .. }), "{error}");
     }
 
     #[tokio::test]

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::net::{Address, Connection};
+use crate::proto::answer::is_too_deep;
 use crate::proto::handshake::command;
 
 /// How long the server may be silent. A digest of a large data set is one answer.
@@ -79,6 +80,9 @@ impl Pipeline {
 
     async fn answer(&mut self) -> io::Result<BytesFrame> {
         loop {
+            if is_too_deep(&self.received) {
+                return Err(io::Error::other("an answer is nested too deeply"));
+            }
             if !self.received.is_empty()
                 && let Some((frame, _, _)) =
                     decode_bytes_mut(&mut self.received).map_err(io::Error::other)?
