@@ -146,7 +146,7 @@ fn branch(place: usize) -> impl Strategy<Value = Branch> {
         prop::bool::weighted(0.3),
     )
         .prop_map(move |it| {
-            let (parent, snapshots, mut segments, mapped_to, suspect, accepted, chained) = it;
+            let (parent, mut snapshots, mut segments, mapped_to, suspect, accepted, chained) = it;
             if chained {
                 // One behind the other, as a streamer leaves them.
                 let mut first = 1;
@@ -160,6 +160,10 @@ fn branch(place: usize) -> impl Strategy<Value = Branch> {
                 .filter(|_| place > 0)
                 .map(|(parent, offset)| (parent.index(place), offset));
             let start = parent.map_or(0, |(_, offset)| mapped_to.unwrap_or(offset));
+            for (offset, _) in &mut snapshots {
+                // None is taken before a timeline begins.
+                *offset = start.max(*offset);
+            }
             Branch {
                 parent,
                 start,
