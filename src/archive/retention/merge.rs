@@ -1,6 +1,7 @@
 //! Which segments become one, and which ones that one makes superfluous.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use super::{Policy, Stock};
 use crate::archive::layout::{Object, ObjectName, Span};
@@ -82,32 +83,35 @@ pub struct Covered {
 pub fn merges(stock: &Stock<'_>, policy: &Policy, barred: &BTreeSet<ObjectName>) -> Vec<Merge> {
     let mut merges = Vec::new();
     for timeline in stock.catalog.timelines() {
-        let outermost: Vec<SegmentEntry> = outermost(timeline)
-            .into_iter()
-            .map(|(it, _)| it.clone())
+        let outermost = outermost(timeline).into_iter();
+        let segments: Vec<SegmentEntry> = outermost.map(|(it, _)| it.clone()).collect();
+        let seen: Vec<Seen> = segments
+            .iter()
+            .map(|segment| Seen::of(stock, barred, segment))
             .collect();
         let minutes = Grouping {
-            stock,
+            now: stock.now,
             policy,
-            barred,
+            segments: &segments,
+            seen: &seen,
             level: Level::Minute,
         };
-        let by_minute = minutes.groups(timeline, &outermost);
-        // An hour whose minutes are still to be merged comes next time.
-        let busy: BTreeSet<ObjectName> = by_minute
-            .iter()
-            .flat_map(|merge| merge.inputs.iter().map(|input| input.name.clone()))
-            .collect();
         let hours = Grouping {
             level: Level::Hour,
             ..minutes
         };
-        let by_hour = hours.groups(timeline, &outermost);
-        merges.extend(by_minute);
-        merges.extend(by_hour.into_iter().filter(|merge| {
-            let mut inputs = merge.inputs.iter();
-            !inputs.any(|input| busy.contains(&input.name))
-        }));
+        let of = |group: &Range<usize>| Merge::of(timeline, &segments[group.clone()]);
+        // An hour whose minutes are still to be merged comes next time.
+        let mut is_busy = vec![false; segments.len()];
+        for group in minutes.groups() {
+            if let Some(merge) = of(&group) {
+                is_busy[group].fill(true);
+                merges.push(merge);
+            }
+        }
+        let by_hour = hours.groups().into_iter();
+        let free = by_hour.filter(|group| !is_busy[group.clone()].contains(&true));
+        merges.extend(free.filter_map(|group| of(&group)));
     }
     merges
 }
@@ -177,43 +181,70 @@ enum Level {
     Hour,
 }
 
+/// What is looked up of a segment once, however often it is asked for.
+#[derive(Clone, Copy)]
+struct Seen {
+    /// By the store's clock; one that nobody has dated counts as new.
+    created: UnixMillis,
+    is_dated: bool,
+    is_merged: bool,
+    is_barred: bool,
+}
+
+impl Seen {
+    fn of(stock: &Stock<'_>, barred: &BTreeSet<ObjectName>, segment: &SegmentEntry) -> Self {
+        let created = stock.dates.get(&segment.name).copied();
+        Self {
+            created: created.unwrap_or(stock.now),
+            is_dated: created.is_some(),
+            is_merged: is_merged(&segment.name),
+            is_barred: barred.contains(&segment.name),
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Grouping<'a> {
-    stock: &'a Stock<'a>,
+    now: UnixMillis,
     policy: &'a Policy,
-    barred: &'a BTreeSet<ObjectName>,
+    segments: &'a [SegmentEntry],
+    /// Of each of them.
+    seen: &'a [Seen],
     level: Level,
 }
 
 impl Grouping<'_> {
-    fn groups(&self, timeline: &Timeline, segments: &[SegmentEntry]) -> Vec<Merge> {
-        let mut merges = Vec::new();
-        let mut rest = segments;
-        while let Some(first) = rest.first() {
+    /// Stretches of segments that become one, by their places.
+    fn groups(&self) -> Vec<Range<usize>> {
+        let mut groups = Vec::new();
+        let mut first = 0;
+        while first < self.segments.len() {
             let length = if self.may_be_merged(first) {
-                self.length(rest)
+                self.length(first)
             } else {
                 1
             };
-            let (group, behind) = rest.split_at(length);
-            rest = behind;
-            if self.is_complete(group, behind) {
-                merges.extend(Merge::of(timeline, group));
+            let group = first..first + length;
+            first = group.end;
+            if self.is_complete(group.clone()) {
+                groups.push(group);
             }
         }
-        merges
+        groups
     }
 
-    /// How many of these belong together, from the first one on.
-    fn length(&self, segments: &[SegmentEntry]) -> usize {
+    /// How many belong together, from this one on.
+    fn length(&self, first: usize) -> usize {
         let (mut bytes, mut length) = (0_u64, 0);
-        let mut reached = segments[0].span.first.previous();
-        for segment in segments.iter().take(MERGE_INPUTS_MAX) {
+        let mut reached = self.segments[first].span.first.previous();
+        let places = first..self.segments.len();
+        for place in places.take(MERGE_INPUTS_MAX) {
+            let segment = &self.segments[place];
             bytes = bytes.saturating_add(segment.bytes);
             let belongs = segment.span.first <= reached.next()
                 && bytes <= self.policy.merged_bytes_max
-                && self.may_be_merged(segment)
-                && self.is_near(&segments[0], segment);
+                && self.may_be_merged(place)
+                && self.is_near(first, place);
             if !belongs {
                 break;
             }
@@ -223,31 +254,30 @@ impl Grouping<'_> {
         length.max(1)
     }
 
-    fn may_be_merged(&self, segment: &SegmentEntry) -> bool {
+    fn may_be_merged(&self, place: usize) -> bool {
+        let (segment, seen) = (&self.segments[place], self.seen[place]);
         let apart = segment.span.last_at.0.abs_diff(segment.span.first_at.0);
         let is_small = match self.level {
-            Level::Minute => !is_merged(&segment.name),
+            Level::Minute => !seen.is_merged,
             Level::Hour => {
                 apart < self.policy.hour_millis / 2
                     && segment.bytes < self.policy.merged_bytes_max / 2
             }
         };
         // One without a date never gets older, and its neighbours would wait for it.
-        is_small
-            && apart <= TIMES_APART_MILLIS_MAX
-            && self.stock.is_dated(&segment.name)
-            && !self.barred.contains(&segment.name)
+        is_small && apart <= TIMES_APART_MILLIS_MAX && seen.is_dated && !seen.is_barred
     }
 
-    fn is_near(&self, first: &SegmentEntry, segment: &SegmentEntry) -> bool {
-        self.time_of(segment).0 < self.time_of(first).0.saturating_add(self.millis())
-            && segment.span.first_at.0.abs_diff(first.span.first_at.0) <= TIMES_APART_MILLIS_MAX
+    fn is_near(&self, first: usize, place: usize) -> bool {
+        let begin = |place: usize| self.segments[place].span.first_at.0;
+        self.time_of(place).0 < self.time_of(first).0.saturating_add(self.millis())
+            && begin(place).abs_diff(begin(first)) <= TIMES_APART_MILLIS_MAX
     }
 
-    fn time_of(&self, segment: &SegmentEntry) -> UnixMillis {
+    fn time_of(&self, place: usize) -> UnixMillis {
         match self.level {
-            Level::Minute => self.stock.created(&segment.name),
-            Level::Hour => segment.span.first_at,
+            Level::Minute => self.seen[place].created,
+            Level::Hour => self.segments[place].span.first_at,
         }
     }
 
@@ -260,17 +290,16 @@ impl Grouping<'_> {
 
     /// Whether nothing more can belong to a group: something that does not follows it, or its time has passed. The
     /// store's time: the streamers' clocks say what belongs together, never that it is over.
-    fn is_complete(&self, group: &[SegmentEntry], behind: &[SegmentEntry]) -> bool {
-        let settled = |segment: &SegmentEntry| {
-            self.stock
-                .is_older(&segment.name, self.policy.minute_millis)
+    fn is_complete(&self, group: Range<usize>) -> bool {
+        let (is_followed, length) = (group.end < self.segments.len(), group.len());
+        let all_older = |millis: u64| {
+            let mut seen = self.seen[group.clone()].iter();
+            seen.all(|it| it.created.0.saturating_add(millis) <= self.now.0)
         };
-        let passed = |segment: &SegmentEntry| {
-            let millis = self.millis().saturating_add(self.policy.minute_millis);
-            self.stock.is_older(&segment.name, millis)
-        };
-        let is_followed = !behind.is_empty() && group.iter().all(settled);
-        group.len() > 1 && (is_followed || group.iter().all(passed))
+        let minute = self.policy.minute_millis;
+        length > 1
+            && ((is_followed && all_older(minute))
+                || all_older(self.millis().saturating_add(minute)))
     }
 }
 
