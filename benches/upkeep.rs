@@ -73,16 +73,12 @@ fn memory_max() -> u64 {
     kilobytes.unwrap_or_default() * 1024
 }
 
-/// CPU time of this process, to the hundredth of a second.
+/// User and system time of this process, to the hundredth of a second (`man 5 proc`).
 fn cpu_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
-    let ticks: f64 = fields
-        .skip(11)
-        .take(2)
-        .filter_map(|it| it.parse::<f64>().ok())
-        .sum();
-    ticks / 100.0
+    let ticks = fields.skip(11).take(2);
+    ticks.filter_map(|it| it.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
 fn planning(criterion: &mut Criterion) {

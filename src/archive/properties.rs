@@ -315,8 +315,14 @@ fn with_merged(archive: &Archive, merge: &Merge) -> Archive {
     after
 }
 
+/// As many as `PROPTEST_CASES` says, which proptest itself reads only where nothing else is set.
+fn cases() -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok();
+    ProptestConfig::with_cases(cases.map_or(400, |cases| cases.parse().unwrap()))
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(cases())]
 
     #[test]
     fn what_can_be_restored_is_what_the_definition_says(archive in archive()) {

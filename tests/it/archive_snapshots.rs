@@ -9,7 +9,7 @@ use crate::harness::servers::{REDIS_7_0, REDIS_8_0};
 use crate::harness::workload::{write_at_random, write_everything, write_verbatim};
 use crate::harness::{
     Archive, DEADLINE, Digest, Kind, Perennial, RESIDENT_BYTES_MAX, Server, Snapshot, Status,
-    Value, assert_same, holds_for, run_cli, until,
+    Value, assert_same, holds_for, run_cli, run_cli_with, until,
 };
 use crate::on_every_server;
 
@@ -172,6 +172,49 @@ fn the_master_never_forks_again_and_restores_begin_there(kind: Kind) {
     write_at_random(&mut master.client(), &mut random, 50);
     master.client().wait_until_stored(DEADLINE);
     perennial.assert_healthy();
+}
+
+/// Snapshots from the archive, in whatever store: a restore begins with one, and a drill finds it to be right.
+pub fn replayed_in(kind: Kind, archive: &Archive) {
+    let Some((master, program)) = start(kind) else {
+        return;
+    };
+    let mut random = Random::new();
+    write_verbatim(&mut master.client(), 0);
+    let flags = [&EAGER, ["--scratch", &program].as_slice()].concat();
+    let environment = archive.environment();
+    let mut perennial = Perennial::follow(&master, archive, &flags);
+    let before = forks(&master);
+    let mut client = master.client();
+    until("a derived snapshot is there", DEADLINE, || {
+        write_at_random(&mut client, &mut random, 50);
+        client.ok(&["SET", "long", &"x".repeat(5000)]);
+        !derived(&archive.status()).is_empty()
+    });
+    client.line("INCR last");
+    client.wait_until_stored(DEADLINE);
+    perennial.terminate();
+    assert!(perennial.wait(DEADLINE).success(), "{}", perennial.log());
+    assert_eq!(forks(&master), before, "the master forked");
+    let expected = Digest::of(&master.address());
+    let folder = archive.restore("restored", &[]);
+    let restored = kind.start_on(&folder).unwrap();
+    assert_same(&expected, &Digest::of(&restored.address()));
+    let url = archive.url();
+    let drill = [
+        "verify",
+        "--archive",
+        &url,
+        "--drill",
+        "--scratch",
+        &program,
+        "--json",
+    ];
+    let (code, said, error) = run_cli_with(&drill, &environment);
+    assert_eq!(code, 0, "{said} {error}");
+    let told: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(told["drill"]["compared"]["same"], true, "{told}");
+    assert_eq!(told["drill"]["compared"]["derived"], true, "{told}");
 }
 
 /// A seed leaves the payload on the server's disk: it names the position that it holds, as one of the master's would.

@@ -55,6 +55,8 @@ on_every_store! {
     confirmed_writes_survive: crate::wait_means_stored::confirmed_writes_survive_in,
     kills_under_load_are_survived: crate::killed_under_load::kills_under_load_are_survived_in,
     both_are_killed: super::both_are_killed,
+    upkeep_keeps_it_small: crate::upkeep::kept_small_in,
+    snapshots_from_the_archive: crate::archive_snapshots::replayed_in,
 }
 
 fn run(place: Option<Place>, scenario: fn(Kind, &Archive)) {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::harness::{
     Archive, DEADLINE, Digest, Kind, Load, Perennial, REDIS_7_0, Server, Writers, assert_same,
-    run_cli, until,
+    run_cli, run_cli_with, until,
 };
 use crate::on_every_server;
 
@@ -102,6 +102,58 @@ fn small_segments_become_few_under_load_and_nothing_is_missing(kind: Kind) {
     let folder = archive.restore("restored", &["--at", "timeline:1"]);
     let restored = kind.start_on(&folder).unwrap();
     assert_same(&expected, &Digest::of(&restored.address()));
+}
+
+/// Merged in whatever store, under load and with snapshots every few moments, and whole afterwards.
+pub fn kept_small_in(kind: Kind, archive: &Archive) {
+    let Some(mut server) = kind.start(&["--repl-diskless-sync-delay", "0"]) else {
+        return;
+    };
+    let eager = [
+        "--snapshot-log-ratio",
+        "0.001",
+        "--snapshot-log-bytes",
+        "4KiB",
+        "--snapshot-min-interval",
+        "1s",
+    ];
+    let environment = archive.environment();
+    let mut perennial = Perennial::follow(&server, archive, &[QUICK, &eager].concat());
+    let load = Load {
+        pause: Duration::from_millis(5),
+        ..Load::default()
+    };
+    let writers = Writers::start(&server.address(), load);
+    writers.until_confirmed_more(20);
+    // "upkeep: merged 3 segments into 1; deleted 12 that were merged and 2 that were too old, 1.2 KiB"
+    let sum = |log: &str, before: &str| -> u64 {
+        let passes = log.lines().filter_map(|line| line.split_once("upkeep: "));
+        let counts = passes.filter_map(|(_, told)| {
+            let (_, behind) = told.split_once(before)?;
+            behind.split(' ').next()?.parse::<u64>().ok()
+        });
+        counts.sum()
+    };
+    until("segments were merged and deleted", 2 * DEADLINE, || {
+        let log = perennial.log();
+        sum(&log, "merged ") >= 10 && sum(&log, "deleted ") >= 10
+    });
+    let snapshots = archive.status().snapshots();
+    assert!(snapshots > 1, "{snapshots} snapshots");
+    let ledger = writers.stop();
+    server.client().wait_until_stored(DEADLINE);
+    let expected = Digest::of(&server.address());
+    perennial.assert_healthy();
+    assert!(!perennial.log().contains(" ERROR "), "{}", perennial.log());
+    let url = archive.url();
+    let (code, out, error) = run_cli_with(&["verify", "--archive", &url], &environment);
+    assert_eq!(code, 0, "{out} {error}");
+    let folder = archive.restore("restored", &[]);
+    let restored = kind.start_on(&folder).unwrap();
+    assert_same(&expected, &Digest::of(&restored.address()));
+    server.lose_everything();
+    server.until_master_with_data();
+    ledger.assert_all_in(&server.address());
 }
 
 /// Two snapshots with a gap between them, the first one and what is behind it thirty days old.
