@@ -356,6 +356,13 @@ impl Object {
         }
     }
 
+    /// Whether the name of a segment is that of a merged one. Quicker than [`Self::parse`], for names that came out of it.
+    pub fn is_merged_segment(name: &ObjectName) -> bool {
+        let in_timeline = name.as_str().strip_prefix(TIMELINES);
+        let object = in_timeline.and_then(|rest| rest.split_once('/'));
+        object.is_some_and(|(_, object)| object.starts_with(MERGED))
+    }
+
     /// What `name` names, or `None` for a name that is not made here: readers pass over such objects.
     pub fn parse(name: &str) -> Option<Self> {
         if name.len() > OBJECT_NAME_BYTES_MAX {

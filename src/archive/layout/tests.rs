@@ -127,6 +127,8 @@ fn names_are_spelled_as_documented() {
     for (object, name) in documented {
         assert_eq!(object.name().as_str(), name);
         assert_eq!(Object::parse(&name), Some(object));
+        let is_merged = matches!(object, Object::Segment { merged: true, .. });
+        assert_eq!(Object::is_merged_segment(&object.name()), is_merged);
     }
 }
 

@@ -197,7 +197,7 @@ impl Seen {
         Self {
             created: created.unwrap_or(stock.now),
             is_dated: created.is_some(),
-            is_merged: is_merged(&segment.name),
+            is_merged: Object::is_merged_segment(&segment.name),
             is_barred: barred.contains(&segment.name),
         }
     }
@@ -301,11 +301,4 @@ impl Grouping<'_> {
             && ((is_followed && all_older(minute))
                 || all_older(self.millis().saturating_add(minute)))
     }
-}
-
-fn is_merged(name: &ObjectName) -> bool {
-    matches!(
-        Object::parse(name.as_str()),
-        Some(Object::Segment { merged: true, .. })
-    )
 }
