@@ -55,6 +55,8 @@ mod spooled;
 #[cfg(all(feature = "s3", feature = "gcs"))]
 mod store_failures;
 
+// What is done with a server, row by row: where each is proven, and the rows that no other scenario has.
+mod section_four;
 // The promise: a master that comes up empty has everything back that was stored, and history goes on.
 mod loop_closes;
 // A server that starts from an older dump gets the writes that came after it.
