@@ -267,7 +267,8 @@ fn restarted_from_append_only_files_it_is_suspect_until_accepted(kind: Kind) {
 
 /// The address of our master leads to somebody else's for a while.
 fn a_foreign_master_is_suspect_and_ours_goes_on_behind_it(kind: Kind) {
-    let (Some(mut ours), Some(theirs)) = (kind.start(&[]), kind.start(&[])) else {
+    let long_backlog = ["--repl-backlog-size", "64mb"];
+    let (Some(mut ours), Some(theirs)) = (kind.start(&long_backlog), kind.start(&[])) else {
         return;
     };
     let archive = Archive::new();

@@ -1,15 +1,17 @@
 //! Circumstances that only root, or a privileged container, can make: a disk that is small, a server whose random
 //! numbers are always the same. Where that is not permitted the test is skipped, loudly.
 
+use std::collections::hash_map::RandomState;
 use std::fs;
+use std::hash::{BuildHasher, Hasher};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-use super::Kind;
 use super::servers::skip;
+use super::{Kind, Perennial};
 
 /// Whether the command succeeds.
 fn succeeds(program: &str, arguments: &[&str]) -> bool {
@@ -114,5 +116,135 @@ impl SameNumbers {
     /// The program.
     pub fn program(&self) -> PathBuf {
         self.folder.path().join("server")
+    }
+}
+
+/// Another time of day for a Perennial, by libfaketime; how long things take stays as it is. The files' dates are the
+/// true ones, as those of a store are.
+#[derive(Debug)]
+pub struct FakeTime {
+    library: PathBuf,
+    folder: TempDir,
+}
+
+impl FakeTime {
+    /// Shifted so many seconds, days or years: `"-600"`, `"+10y"`.
+    pub fn at(shift: &str) -> Option<Self> {
+        let Some(library) = faketime() else {
+            skip("no libfaketime on this machine: run scripts/servers.sh");
+            return None;
+        };
+        let faked = Self {
+            library,
+            folder: tempfile::tempdir().unwrap(),
+        };
+        faked.jump(shift);
+        Some(faked)
+    }
+
+    /// From now on it is this time.
+    pub fn jump(&self, shift: &str) {
+        let next = self.folder.path().join("next");
+        fs::write(&next, shift).unwrap();
+        fs::rename(next, self.file()).unwrap();
+    }
+
+    /// `perennial run` by this time.
+    pub fn run(&self, arguments: &[&str]) -> Perennial {
+        let file = self.file();
+        let environment = [
+            ("LD_PRELOAD", self.library.to_str().unwrap()),
+            ("FAKETIME_TIMESTAMP_FILE", file.to_str().unwrap()),
+            ("FAKETIME_NO_CACHE", "1"),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+            ("NO_FAKE_STAT", "1"),
+        ];
+        Perennial::run_with(arguments, &environment)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("time")
+    }
+}
+
+/// The library for programs with several threads, as `scripts/servers.sh` or the system has it.
+fn faketime() -> Option<PathBuf> {
+    let unpacked =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("target/servers/libfaketime/files/usr/lib");
+    [unpacked, PathBuf::from("/usr/lib")]
+        .iter()
+        .filter_map(|folder| fs::read_dir(folder).ok())
+        .flatten()
+        .filter_map(Result::ok)
+        .map(|machine| machine.path().join("faketime/libfaketimeMT.so.1"))
+        .find(|library| library.is_file())
+}
+
+/// A limit of memory as containers have it, by a control group of version 2 or 1. Dropped, the group goes.
+#[derive(Debug)]
+pub struct MemoryLimit {
+    group: PathBuf,
+    limit: &'static str,
+    peak: &'static str,
+}
+
+impl MemoryLimit {
+    /// So many MiB, where control groups may be made.
+    pub fn of(mebibytes: u64) -> Option<Self> {
+        let name = format!(
+            "perennial-test-{}",
+            RandomState::new().build_hasher().finish()
+        );
+        let root = Path::new("/sys/fs/cgroup");
+        let versions = [
+            (root.join(&name), "memory.max", "memory.peak"),
+            (
+                root.join("memory").join(&name),
+                "memory.limit_in_bytes",
+                "memory.max_usage_in_bytes",
+            ),
+        ];
+        for (group, limit, peak) in versions {
+            if fs::create_dir(&group).is_err() {
+                continue;
+            }
+            let limited = Self { group, limit, peak };
+            if limited.set(mebibytes) {
+                return Some(limited);
+            }
+        }
+        skip("a control group with a limit of memory is not permitted here: run as root");
+        None
+    }
+
+    fn set(&self, mebibytes: u64) -> bool {
+        let bytes = (mebibytes * 1024 * 1024).to_string();
+        fs::write(self.group.join(self.limit), bytes).is_ok()
+    }
+
+    /// Another limit from now on.
+    pub fn change(&self, mebibytes: u64) {
+        assert!(self.set(mebibytes), "{}", self.group.display());
+    }
+
+    /// A command that enters the group and becomes the program given behind it.
+    pub fn before(&self) -> Vec<String> {
+        let enter = format!(
+            "echo $$ >{}/cgroup.procs && exec \"$@\"",
+            self.group.display()
+        );
+        ["sh", "-c", &enter, "sh"].map(ToOwned::to_owned).to_vec()
+    }
+
+    /// The most that was counted, where the system tells.
+    pub fn peak_mebibytes(&self) -> Option<u64> {
+        let text = fs::read_to_string(self.group.join(self.peak)).ok()?;
+        text.trim().parse::<u64>().ok().map(|bytes| bytes >> 20)
+    }
+}
+
+impl Drop for MemoryLimit {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.group);
     }
 }
