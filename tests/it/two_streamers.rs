@@ -35,7 +35,7 @@ const SMALL_CUTS: &[&str] = &[
     "--flush-interval",
     "30ms",
     "--flush-bytes",
-    "4KiB",
+    "64KiB",
     "--upkeep-interval",
     "500ms",
     "--merge-minute",
@@ -232,9 +232,7 @@ fn both_see_the_server_empty_and_one_fills_it(kind: Kind) {
         wait_for_both(&server);
         let expected = Digest::of(&server.address());
         server.lose_everything();
-        until("it is filled and promoted", DEADLINE, || {
-            server.is_master() && server.keys() == Some(expected.len() as u64)
-        });
+        server.until_master_with_data();
         assert_same(&expected, &Digest::of(&server.address()));
         wait_for_both(&server);
         archive.status().assert_chain_of(round);

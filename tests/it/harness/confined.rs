@@ -223,8 +223,17 @@ impl MemoryLimit {
     }
 
     /// Another limit from now on.
+    #[track_caller]
     pub fn change(&self, mebibytes: u64) {
         assert!(self.set(mebibytes), "{}", self.group.display());
+    }
+
+    /// As little as is in use now, or less: version 1 refuses what would have to be taken away.
+    pub fn squeeze(&self) {
+        let _ = (1..64)
+            .rev()
+            .take_while(|mebibytes| self.set(*mebibytes))
+            .count();
     }
 
     /// A command that enters the group and becomes the program given behind it.
