@@ -28,10 +28,10 @@ on_every_server! {
 }
 
 const LOAD: Load = Load {
-    plain: 3,
+    plain: 2,
     confirming: 1,
     value_bytes: 500,
-    pause: Duration::from_millis(1),
+    pause: Duration::from_millis(4),
 };
 
 /// Without PINGs a node that has all writes has all bytes.
@@ -182,8 +182,8 @@ fn five_nodes_change_their_masters(kind: Kind) {
     let syncs = |nodes: &[Server]| nodes.iter().map(full_syncs).sum::<u64>();
     let before = syncs(&nodes);
     let mut master = 0;
-    for round in 0..5 {
-        let next = if round == 2 { 4 } else { random.below(5) };
+    for round in 0..3 {
+        let next = if round == 1 { 4 } else { random.below(4) };
         master = usize::try_from(next).unwrap();
         plant(&nodes, master, &mut random);
         write_at_random(&mut nodes[master].client(), &mut random, 200);
@@ -238,9 +238,9 @@ fn a_master_that_restarts_again_and_again(kind: Kind) {
     perennial.assert_healthy();
 }
 
-/// We are the master of a server that takes its payload in each way there is, over a link that breaks at any byte.
+/// We are the master of a server that takes its payload by disk or beside its data, over a link that breaks at any byte.
 fn a_seed_whose_link_is_killed_again_and_again_ends_whole(kind: Kind) {
-    for load in ["disabled", "on-empty-db", "swapdb"] {
+    for load in ["disabled", "swapdb"] {
         let seed = Port::reserve();
         let door = Proxy::to(&seed.address());
         let port = door.address().split_once(':').unwrap().1.to_owned();

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-use super::servers::skip;
+use super::servers::{skip, skip_in_ci_too};
 use super::{Kind, Perennial};
 
 /// Whether the command succeeds.
@@ -39,7 +39,7 @@ impl SmallDisk {
         if succeeds("mount", &["-t", "tmpfs", "-o", &size, "perennial-test", at]) {
             return Some(Self { folder });
         }
-        skip("mounting a small file system is not permitted here: run as root");
+        skip_in_ci_too("mounting a small file system is not permitted here: run as root");
         None
     }
 
@@ -92,7 +92,7 @@ impl SameNumbers {
             "unshare",
             &["--mount", "mount", "--bind", "/dev/null", "/dev/urandom"],
         ) {
-            skip("a mount namespace of its own is not permitted here: run as root");
+            skip_in_ci_too("a mount namespace of its own is not permitted here: run as root");
             return None;
         }
         let Some(server) = kind.find() else {
@@ -208,12 +208,14 @@ impl MemoryLimit {
             if fs::create_dir(&group).is_err() {
                 continue;
             }
+            // Beside groups of version 1 there is a plain folder where version 2 has its own.
+            let is_group = group.join("cgroup.procs").exists();
             let limited = Self { group, limit, peak };
-            if limited.set(mebibytes) {
+            if is_group && limited.set(mebibytes) {
                 return Some(limited);
             }
         }
-        skip("a control group with a limit of memory is not permitted here: run as root");
+        skip_in_ci_too("a control group with a limit of memory is not permitted here: run as root");
         None
     }
 
