@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::harness::confined::{FakeTime, MemoryLimit, SmallDisk};
 use crate::harness::random::Random;
+use crate::harness::servers::REDIS_6_2;
 use crate::harness::workload::write_everything;
 use crate::harness::{
     Archive, Churn, DEADLINE, Digest, Kind, Load, Mix, Perennial, Port, REDIS_7_0, Server, Writers,
@@ -144,6 +145,31 @@ fn the_time_jumps_by_ten_years_and_back_under_load() {
         lines.all(|line| line.contains(" 0 that were too old")),
         "{log}"
     );
+    perennial.assert_healthy();
+}
+
+/// A master before 7.0 spells TTLs relative to a time that only Perennial's clock tells. That it was ten years behind for a
+/// moment ends none of those that were written before.
+#[test]
+fn a_clock_that_was_behind_ends_no_ttl_of_what_was_before() {
+    let (Some(server), Some(time)) = (REDIS_6_2.start(&[]), FakeTime::at("+0")) else {
+        return;
+    };
+    let archive = Archive::new();
+    let (url, archive_url) = (server.url(), archive.url());
+    let mut perennial = time.run(&flags(&url, &archive_url, &[]));
+    archive.until_durable();
+    for (shift, key) in [("+0", "before"), ("-10y", "behind"), ("+0", "later")] {
+        time.jump(shift);
+        server.client().line(&format!("SETEX {key} 100000 1"));
+        server.client().wait_until_stored(DEADLINE);
+    }
+    let folder = archive.restore("restored", &[]);
+    let restored = REDIS_6_2.start_on(&folder).unwrap();
+    for key in ["before", "behind", "later"] {
+        let ttl = restored.client().line(&format!("TTL {key}")).integer();
+        assert!((90_000..=100_000).contains(&ttl), "{key}: {ttl}");
+    }
     perennial.assert_healthy();
 }
 
