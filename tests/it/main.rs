@@ -55,6 +55,14 @@ mod spooled;
 #[cfg(all(feature = "s3", feature = "gcs"))]
 mod store_failures;
 
+// Two on one archive, with different cuts and clocks, either of which dies at any time.
+mod two_streamers;
+// Times that jump by years, full disks, descriptors that run out, a container's memory.
+mod circumstances;
+// What the servers' own suites put replication through, with Perennial as a replica and as a master.
+mod psync_scenarios;
+// What is done with a server, row by row: where each is proven, and the rows that no other scenario has.
+mod section_four;
 // The promise: a master that comes up empty has everything back that was stored, and history goes on.
 mod loop_closes;
 // A server that starts from an older dump gets the writes that came after it.

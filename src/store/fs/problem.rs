@@ -46,6 +46,11 @@ pub(super) fn explain(error: &io::Error, root: &Path) -> (StoreErrorKind, String
             StoreErrorKind::Invalid,
             "the path is too long: choose a shorter one".to_owned(),
         ),
+        _ if is_out_of_files(error) => (
+            StoreErrorKind::Unavailable,
+            "raise how many files may be open (`ulimit -n`, LimitNOFILE= of systemd); it goes on by itself"
+                .to_owned(),
+        ),
         _ => (StoreErrorKind::Unavailable, "see the system's log".to_owned()),
     };
     let detail = match error.get_ref() {
@@ -54,6 +59,13 @@ pub(super) fn explain(error: &io::Error, root: &Path) -> (StoreErrorKind, String
         None => format!("{error}: {advice}"),
     };
     (kind, detail)
+}
+
+/// EMFILE and ENFILE: no descriptor is free, ours or the machine's.
+fn is_out_of_files(error: &io::Error) -> bool {
+    const EMFILE: i32 = 24;
+    const ENFILE: i32 = 23;
+    matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
 }
 
 /// EPERM, which says that nobody may, rather than EACCES, which says that we may not.

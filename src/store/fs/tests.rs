@@ -136,6 +136,8 @@ fn the_systems_errors_are_said_in_plain_words() {
         (5, StoreErrorKind::Unavailable, "system's log"),
         (13, StoreErrorKind::Denied, "writable for uid"),
         (20, StoreErrorKind::Invalid, "a file is where"),
+        (23, StoreErrorKind::Unavailable, "ulimit -n"),
+        (24, StoreErrorKind::Unavailable, "ulimit -n"),
         (28, StoreErrorKind::Full, "no space is left"),
         (30, StoreErrorKind::Denied, "read-only"),
         (36, StoreErrorKind::Invalid, "too long"),

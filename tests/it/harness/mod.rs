@@ -9,6 +9,7 @@ pub mod certificates;
 )]
 pub mod churn;
 pub mod client;
+pub mod confined;
 pub mod digest;
 #[allow(dead_code, reason = "shared with the unit tests, which use the rest")]
 #[cfg(feature = "gcs")]

@@ -78,7 +78,7 @@ impl BornAsReplica {
 #[derive(Debug)]
 pub struct Perennial {
     process: Process,
-    arguments: Vec<String>,
+    command: Vec<String>,
     environment: Vec<(String, String)>,
     folder: TempDir,
 }
@@ -91,19 +91,26 @@ impl Perennial {
 
     /// The same with environment variables.
     pub fn run_with(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::run_behind(&[], arguments, environment)
+    }
+
+    /// The same by a command that prepares something and then becomes the program given behind it:
+    /// `["sh", "-c", "ulimit -n 40; exec \"$@\"", "sh"]`.
+    pub fn run_behind(before: &[&str], arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let arguments: Vec<String> = std::iter::once("run")
-            .chain(arguments.iter().copied())
+        let command: Vec<String> = [before, &[PROGRAM, "run"], arguments]
+            .concat()
+            .into_iter()
             .map(ToOwned::to_owned)
             .collect();
         let environment: Vec<(String, String)> = environment
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect();
-        let process = spawn(&arguments, &environment, folder.path());
+        let process = spawn(&command, &environment, folder.path());
         Self {
             process,
-            arguments,
+            command,
             environment,
             folder,
         }
@@ -134,7 +141,7 @@ impl Perennial {
     #[track_caller]
     pub fn start_again(&mut self) {
         assert!(self.process.exited().is_some(), "perennial still runs");
-        self.process = spawn(&self.arguments, &self.environment, self.folder.path());
+        self.process = spawn(&self.command, &self.environment, self.folder.path());
     }
 
     /// `kill -9`.
@@ -205,7 +212,7 @@ impl Perennial {
     }
 }
 
-fn spawn(arguments: &[String], environment: &[(String, String)], folder: &Path) -> Process {
+fn spawn(command: &[String], environment: &[(String, String)], folder: &Path) -> Process {
     let ours = [("RUST_BACKTRACE", "1"), ("NO_COLOR", "1")];
     let given = environment
         .iter()
@@ -213,8 +220,8 @@ fn spawn(arguments: &[String], environment: &[(String, String)], folder: &Path) 
     let environment: Vec<(&str, &str)> = ours.into_iter().chain(given).collect();
     Process::start(
         "perennial run",
-        Path::new(PROGRAM),
-        arguments,
+        Path::new(&command[0]),
+        &command[1..],
         &environment,
         &folder.join("perennial.log"),
     )

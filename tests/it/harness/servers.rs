@@ -196,11 +196,16 @@ impl Kind {
             .is_ok_and(|output| output.stdout.starts_with(self.version.as_bytes()))
     }
 
+    /// Starts a server by another program, such as one that prepares something and becomes the server.
+    pub fn start_as(&self, program: PathBuf, config: &[&str]) -> Server {
+        Server::start(*self, program, Port::reserve(), config)
+    }
+
     /// Starts a server with the harness's defaults and `config` (`["--maxmemory", "1gb"]`) on a free port. None where
     /// the machine has no such server: said and counted; in CI (`$CI` is set) that is a failure.
     pub fn start(&self, config: &[&str]) -> Option<Server> {
         match self.find() {
-            Some(program) => Some(Server::start(*self, program, Port::reserve(), config)),
+            Some(program) => Some(self.start_as(program, config)),
             None => {
                 skip(&format!(
                     "no {} on this machine: run scripts/servers.sh or set {}",
@@ -219,6 +224,11 @@ pub fn skip(why: &str) {
         std::env::var_os("CI").is_none(),
         "in CI nothing is skipped: {why}"
     );
+    skip_in_ci_too(why);
+}
+
+/// The same for what a machine of CI may lack: a permission, not a program.
+pub fn skip_in_ci_too(why: &str) {
     let test = std::thread::current().name().unwrap_or("?").to_owned();
     let line = format!("SKIPPED: {test}: {why}\n");
     std::io::stderr().write_all(line.as_bytes()).unwrap();
