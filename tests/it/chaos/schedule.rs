@@ -127,7 +127,8 @@ fn fault(random: &mut Random, perennials: usize) -> Fault {
     let down = Duration::from_millis(random.below(SPAN_MS / 3));
     match random.below(32) {
         0..4 => Fault::KillMaster { empty, down },
-        4..6 => Fault::KillReplica { empty, down },
+        4 => Fault::KillReplica { empty, down },
+        5 => Fault::Failover(Failover::Lagging),
         6..9 => Fault::KillPerennial { which, down },
         9..12 => Fault::KillAll {
             servers_first: random.below(2) == 0,

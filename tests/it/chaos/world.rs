@@ -23,7 +23,7 @@ const CONFIRMATIONS: u64 = 5;
 const SHORT: Duration = Duration::from_millis(500);
 /// A replica is promoted only when its process is older than whatever the archive got last: a younger one might have
 /// come from a file, and nothing would be confirmed on what it continues until a person accepts it.
-const REPLICA_AGE: Duration = Duration::from_secs(15);
+const REPLICA_AGE: Duration = Duration::from_secs(12);
 /// How far a master gets while the replica that will be promoted lags.
 const LAG: Duration = Duration::from_millis(1500);
 /// What passes a delayed link, one way.
@@ -51,7 +51,6 @@ enum Undo {
     /// A master that hung while another one was promoted becomes its replica.
     Rejoin(usize),
     StartPerennial(usize),
-    StopAndStartPerennial(usize),
     ResumePerennial(usize),
     LinkFlows(usize),
     LinkIsFast(usize),
@@ -64,6 +63,7 @@ enum Undo {
 struct Follower {
     perennial: Perennial,
     link: Proxy,
+    told_to_stop: bool,
     // Reserved until the end.
     _seeder: Port,
 }
@@ -164,8 +164,8 @@ impl World {
             } => self.kill_all(servers_first, empty, down),
             Fault::TerminateMaster { down } => self.terminate_master(down),
             Fault::TerminatePerennial { which, down } => {
-                self.followers[which].perennial.terminate();
-                self.later(down, Undo::StopAndStartPerennial(which));
+                self.followers[which].terminate();
+                self.later(down, Undo::StartPerennial(which));
             }
             Fault::StopMaster { span } => self.stop_server(self.master, span),
             Fault::StopReplica { span } => self.stop_server(self.replica(), span),
@@ -249,8 +249,7 @@ impl World {
                     self.follow_the_master(slot);
                 }
             }
-            Undo::StartPerennial(which) => self.followers[which].start_again(false),
-            Undo::StopAndStartPerennial(which) => self.followers[which].start_again(true),
+            Undo::StartPerennial(which) => self.followers[which].start_again(),
             Undo::ResumePerennial(which) => self.followers[which].perennial.resume(),
             Undo::LinkFlows(which) => self.followers[which].link.flow(),
             Undo::LinkIsFast(which) => self.followers[which].link.delay(Duration::ZERO),
@@ -577,13 +576,21 @@ impl Follower {
         Self {
             perennial: Perennial::follow_url(&link.url(), archive, &flags),
             link,
+            told_to_stop: false,
             _seeder: seeder,
         }
     }
 
+    fn terminate(&mut self) {
+        if self.perennial.exited().is_none() {
+            self.perennial.terminate();
+            self.told_to_stop = true;
+        }
+    }
+
     /// What is up already, because it died twice, stays as it is; who was told to stop may still be at it.
-    fn start_again(&mut self, told_to_stop: bool) {
-        if told_to_stop {
+    fn start_again(&mut self) {
+        if std::mem::take(&mut self.told_to_stop) {
             self.perennial.resume();
             self.perennial.wait(DEADLINE);
         }
