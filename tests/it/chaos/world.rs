@@ -21,9 +21,13 @@ const WELL: Duration = Duration::from_secs(120);
 const CONFIRMATIONS: u64 = 5;
 /// Questions to somebody who may be stopped.
 const SHORT: Duration = Duration::from_millis(500);
-/// A replica is promoted only when its process is older than whatever the archive got last: a younger one might have
-/// come from a file, and nothing would be confirmed on what it continues until a person accepts it.
+/// A replica that lacks something is promoted only when its process is older than whatever the archive got last: a
+/// younger one might have come from a file, and is suspect until a person accepts it.
 const REPLICA_AGE: Duration = Duration::from_secs(12);
+/// How long whoever wants a failover waits for a replica that can be promoted.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Writes that are not confirmed for so long behind a failover are looked into.
+const LOOKED_INTO: Duration = Duration::from_secs(10);
 /// How far a master gets while the replica that will be promoted lags.
 const LAG: Duration = Duration::from_millis(1500);
 /// What passes a delayed link, one way.
@@ -92,6 +96,9 @@ pub struct World {
     /// Where everything is kept if it ends badly.
     keep: PathBuf,
     audits: u32,
+    failovers: u32,
+    /// Since all was well last.
+    failed_over: bool,
 }
 
 impl World {
@@ -129,6 +136,8 @@ impl World {
             began: Instant::now(),
             keep,
             audits: 0,
+            failovers: 0,
+            failed_over: false,
         };
         world.follow_the_master(1);
         world.tell(&format!(
@@ -346,15 +355,36 @@ impl World {
         })
     }
 
+    /// Whether anybody in his senses would promote the replica; he waits a moment for it.
+    fn replica_fits(&mut self, how: Failover) -> bool {
+        let (old, new) = (self.master, self.replica());
+        let age = match how {
+            Failover::Lagging => REPLICA_AGE,
+            _ => Duration::ZERO,
+        };
+        let asked = Instant::now();
+        while asked.elapsed() < PATIENCE {
+            let old_enough = self.up_since[new].is_some_and(|since| since.elapsed() >= age);
+            if old_enough
+                && self.says(new, "master_link_status:up")
+                && self.says(old, "role:master")
+            {
+                return true;
+            }
+            self.undo_until(Instant::now() + SHORT / 5);
+        }
+        false
+    }
+
     /// Makes the replica the master, if it is one that somebody in his senses would promote.
     fn fail_over(&mut self, how: Failover) {
-        let (old, new) = (self.master, self.replica());
-        let old_enough = |since: Instant| since.elapsed() > REPLICA_AGE;
-        let linked = self.says(new, "master_link_status:up") && self.says(old, "role:master");
-        if !self.up_since[new].is_some_and(old_enough) || !linked {
-            self.tell("no failover: the replica is too young, or has no link");
+        if !self.replica_fits(how) {
+            self.tell("no failover: the replica has no link, or is too young");
             return;
         }
+        let (old, new) = (self.master, self.replica());
+        self.failed_over = true;
+        self.failovers += 1;
         match how {
             Failover::Killed => self.servers[old].kill(),
             Failover::Hanging => self.servers[old].pause(),
@@ -471,8 +501,12 @@ impl World {
                 "waited {WELL:?} in vain until writes are confirmed again; {:#?}",
                 self.archive.try_status()
             );
+            if began.elapsed() > LOOKED_INTO && std::mem::take(&mut self.failed_over) {
+                self.accept_what_was_promoted();
+            }
             thread::sleep(Duration::from_millis(20));
         }
+        self.failed_over = false;
         let expected = self.clients.expected();
         let address = self.servers[self.master].address();
         expected.latest().assert_in(&address);
@@ -485,6 +519,21 @@ impl World {
             let at = format!("timeline:{}", left.timeline);
             drop(self.restored(&["--at", &at], &left.expected));
         }
+    }
+
+    /// A young replica that lacked something is suspect when it is promoted: whoever promoted it says that it is right.
+    #[track_caller]
+    fn accept_what_was_promoted(&self) {
+        let status = self.archive.status_with_mapped();
+        let newest = status.timelines.last().map(|timeline| timeline.seq);
+        let Some(suspect) = status.suspects().pop().filter(|seq| Some(*seq) == newest) else {
+            return;
+        };
+        self.tell(&format!("accepting timeline {suspect}"));
+        let (url, suspect) = (self.archive.url(), suspect.to_string());
+        let arguments = ["accept", &suspect, "--archive", &url];
+        let (code, out, err) = run_cli_with(&arguments, &self.archive.environment());
+        assert_eq!(code, 0, "{out}\n{err}");
     }
 
     /// Restores while everybody writes on: everything that was confirmed until now must be there.
@@ -537,10 +586,11 @@ impl World {
         }
         let (answered, _) = self.clients.counts();
         self.tell(&format!(
-            "{}: {answered} writes answered, {} confirmed, lost 0; {} timelines, {} restores",
+            "{}: {answered} writes answered, {} confirmed, lost 0; {} timelines, {} failovers, {} restores",
             self.kind.name,
             expected.writes.len(),
             status.timelines.len(),
+            self.failovers,
             self.audits
         ));
     }
