@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::clients::Clients;
 use super::judge::{Expected, open_accounts};
 use super::schedule::{Failover, Fault, Step};
+use crate::harness::process::run_to_end;
 use crate::harness::random::Random;
 use crate::harness::s3::{SECRET, WRITER, environment};
 use crate::harness::{
@@ -15,8 +16,10 @@ use crate::harness::{
     assert_same, run_cli_with, until,
 };
 
-/// Until writes are confirmed again when everything has come back.
-const WELL: Duration = Duration::from_secs(120);
+/// Until writes are confirmed again when everything has come back. The store in this process lists slowly.
+const WELL: Duration = Duration::from_secs(240);
+/// Reading everything that an hour left.
+const VERIFY: Duration = Duration::from_secs(1200);
 /// So many confirmations show that all is well.
 const CONFIRMATIONS: u64 = 5;
 /// Questions to somebody who may be stopped.
@@ -35,14 +38,15 @@ const DELAY: Duration = Duration::from_millis(150);
 
 /// Long enough for whoever was away to go on from where it stood.
 const SERVER_CONFIG: [&str; 2] = ["--repl-backlog-size", "64mb"];
-/// Everything that an hour of operation brings, within minutes.
+/// Everything that an hour of operation brings, within minutes; no more objects than the store in this process, which
+/// reads all names for each thousand that it lists, can bear.
 const FLAGS: [&str; 8] = [
     "--snapshot-interval",
     "40s",
     "--snapshot-min-interval",
     "10s",
     "--uploads-per-second",
-    "40",
+    "8",
     "--shutdown-timeout",
     "3s",
 ];
@@ -593,7 +597,9 @@ impl World {
         assert!(status.suspects().len() <= self.emptied, "{status:#?}");
         let url = self.archive.url();
         let verify = ["verify", "--archive", &url];
-        let (code, out, err) = run_cli_with(&verify, &self.archive.environment());
+        let program = Path::new(env!("CARGO_BIN_EXE_perennial"));
+        let environment = self.archive.environment();
+        let (code, out, err) = run_to_end(program, &verify, &environment, VERIFY);
         assert_eq!(code, 0, "{out}\n{err}");
         for follower in &mut self.followers {
             follower.perennial.assert_healthy();
