@@ -3,16 +3,16 @@
 #
 # tests/mutants/NAME.patch: what is wrong in words; lines `caught-by: lib TEST`, `caught-by: it TEST` or
 # `caught-by: simulate SEEDS` (500 of them: `0..500`); then the patch. All that is named has to fail.
-# `MUTANTS="one another"` runs only those. Works on a copy in target/mutants/tree, with a target folder of its own.
+# `MUTANTS="one another"` runs only those. Works on a copy in target/mutants/tree, with a target folder of its own: no program
+# with a bug in it ever lies where anybody would start it. What is built of the dependencies is taken along.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 place=$PWD/target/mutants
 tree=$place/tree
-export CARGO_TARGET_DIR=$place/target
-# Without S3 and Google's store, whose crates take minutes; without line tables, which take seconds each time.
-features=(--no-default-features --features faulty)
-export CARGO_PROFILE_DEV_DEBUG=false CARGO_INCREMENTAL=1
+jobs=${MUTANTS_JOBS:-$(nproc)}
+export CARGO_TARGET_DIR=$place/target CARGO_INCREMENTAL=1
+features=(--features faulty)
 
 cargo nextest --version >/dev/null 2>&1 || {
 	echo "make mutants needs cargo-nextest (cargo install --locked cargo-nextest)" >&2
@@ -27,7 +27,17 @@ copy_the_tree() {
 		while IFS= read -r -d '' file; do [[ -e $file ]] && printf '%s\0' "$file"; done |
 		tar --null --files-from - --create | tar --extract --directory "$tree"
 	# The servers, for tests that need them.
-	ln -sfn "$PWD/target/servers" "$place/target/servers" 2>/dev/null || true
+	mkdir -p "$tree/target"
+	ln -sfn "$PWD/target/servers" "$tree/target/servers"
+}
+
+# Links, not copies: what cargo finds to be of no use it builds anew.
+take_dependencies_along() {
+	[[ -d target/debug/deps && ! -e $place/target/debug ]] || return 0
+	mkdir -p "$place/target/debug"
+	cp --archive --link target/debug/{deps,build,.fingerprint} "$place/target/debug/"
+	# Our own are built of another folder.
+	rm -rf "$place"/target/debug/.fingerprint/perennial-* "$place"/target/debug/deps/*perennial-*
 }
 
 # Everything that is named after `caught-by:` with this kind, a line each.
@@ -42,14 +52,14 @@ run_tests() {
 	for test in "$@"; do filter+="${filter:+ | }test(=$test)"; done
 	local which=(--lib)
 	[[ $kind == it ]] && which=(--test it)
-	(cd "$tree" && cargo nextest run "${features[@]}" "${which[@]}" --no-fail-fast --retries 0 --failure-output never \
-		--color never -E "$filter")
+	(cd "$tree" && cargo nextest run --build-jobs "$jobs" "${features[@]}" "${which[@]}" --no-fail-fast --retries 0 \
+		--failure-output never --color never -E "$filter" </dev/null)
 }
 
 # The simulation has no test runner: its exit code tells.
 run_simulation() {
 	(cd "$tree" && RUSTFLAGS="--cfg tokio_unstable" cargo build --profile simulation --no-default-features \
-		--features simulation --bin simulate && "$CARGO_TARGET_DIR/simulation/simulate" --seeds "$1")
+		--features simulation --bin simulate && "$CARGO_TARGET_DIR/simulation/simulate" --seeds "$1" </dev/null)
 }
 
 # Whether all that is named fails. Says who did not.
@@ -79,6 +89,7 @@ is_caught() {
 }
 
 mkdir -p "$place/logs" "$place/target"
+take_dependencies_along
 copy_the_tree
 if [[ -n ${MUTANTS:-} ]]; then
 	read -ra names <<<"$MUTANTS"
