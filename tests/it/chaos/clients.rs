@@ -86,6 +86,7 @@ impl Clients {
                     next: 1,
                     with_ttls,
                     random: Random::fixed(random.bits()),
+                    has_backlog: false,
                     shared: Arc::clone(&shared),
                 };
                 thread::spawn(move || one.run())
@@ -170,6 +171,9 @@ struct One {
     next: u64,
     with_ttls: bool,
     random: Random,
+    /// A WAIT of this connection was satisfied: the server counts offsets. Before it had any replica it did not, and
+    /// whoever comes then satisfies the WAIT for a write that it may never have seen.
+    has_backlog: bool,
     shared: Arc<Shared>,
 }
 
@@ -182,6 +186,7 @@ impl One {
                 && let Ok(mut client) = Client::connect(address)
             {
                 client.set_reply_timeout(REPLY_TIMEOUT);
+                self.has_backlog = false;
                 while !self.stopped() && self.is_here(place.generation) {
                     self.rest_while_paused();
                     if self.work(&mut client).is_err() {
@@ -314,7 +319,10 @@ impl One {
         let answer = client.reply()?;
         let enough =
             matches!(answer, Value::Integer(count) if count >= i64::try_from(needed).unwrap());
-        let confirmed = is_done && enough && *self.shared.attached.lock().unwrap() == attached;
+        let counts = self.has_backlog;
+        self.has_backlog |= enough;
+        let unchanged = *self.shared.attached.lock().unwrap() == attached;
+        let confirmed = is_done && enough && counts && unchanged;
         if confirmed {
             self.shared.confirmed.fetch_add(1, Ordering::SeqCst);
         }
