@@ -10,6 +10,8 @@ BIG_MIB ?= 2000
 UPKEEP_HOURS ?= 2000
 TRAVEL_SECONDS ?= 300
 MINUTES ?= 60
+KILLS ?= 1000
+CHAOS ?= .
 
 .PHONY: help
 help: ## This list.
@@ -76,6 +78,20 @@ docker-test: ## docker/compose.yaml for real, with kills; starts an engine where
 .PHONY: soak
 soak: ## docker/compose.yaml under load and kills for MINUTES (60), Perennial within 128 MiB; then restored and compared.
 	@scripts/soak.sh "$(MINUTES)"
+
+.PHONY: chaos
+chaos: servers ## Everything killed, stopped, cut off and failed over for MINUTES (60) on each server; CHAOS=valkey for some.
+	PERENNIAL_CHAOS_SECONDS=$$(($(MINUTES) * 60)) cargo nextest run --features faulty --test it --test-threads 1 \
+		--no-fail-fast --success-output final -E 'test(/^chaos::(redis|valkey)/) & test(/$(CHAOS)/)'
+
+.PHONY: double-kills
+double-kills: servers ## Master and Perennial killed together KILLS (1000) times on each server: half an hour each.
+	PERENNIAL_KILLS=$(KILLS) cargo nextest run --features faulty --test it --test-threads 1 --no-fail-fast \
+		--success-output final -E 'test(/^double_kill::nothing_confirmed/)'
+
+.PHONY: mutants
+mutants: ## Puts bugs into src/ and demands that a test notices each; MUTANTS="one another" for some.
+	@MUTANTS="$(MUTANTS)" scripts/mutants.sh
 
 .PHONY: timings
 timings: ## Prints how long it takes from a start to following, and how long /metrics takes.

@@ -273,6 +273,10 @@ impl Pipeline {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::archive::block::{BlockContext, Compressor};
+    use crate::archive::layout::{ArchiveId, Object};
+    use crate::archive::segment::verify_segment;
+    use crate::position::{ReplicationId, TimelineSeq};
     use crate::proto::handshake::command;
 
     const OPTIONS: SealOptions = SealOptions {
@@ -443,6 +447,36 @@ mod tests {
         let rest = pipeline.seal().unwrap();
         assert!(!rest.open);
         assert_eq!(pipeline.boundary().offset, rest.span.last);
+    }
+
+    /// A restore may begin with any piece: the database is told in each.
+    #[test]
+    fn each_piece_knows_the_database_it_begins_in() {
+        let mut pipeline = pipeline();
+        receive(&mut pipeline, 10, command(&[b"SELECT", b"3"]));
+        receive(&mut pipeline, 10, set(3));
+        assert!(pipeline.seal().is_some());
+        receive(&mut pipeline, 20, set(4));
+        let sealed = pipeline.seal().unwrap();
+        let context = BlockContext {
+            archive: ArchiveId::from_raw([1; 16]),
+            timeline: TimelineSeq::FIRST,
+            id: ReplicationId::from_raw([2; 20]),
+        };
+        let object = Object::Segment {
+            seq: context.timeline,
+            id: context.id,
+            span: sealed.span,
+            merged: false,
+        };
+        let mut compressor = Compressor::new();
+        let blocks = sealed.blocks.into_iter();
+        let bytes: Vec<Bytes> = blocks
+            .map(|block| block.encode(&context, &mut compressor))
+            .collect();
+        let read = verify_segment(&object, bytes.concat().into()).unwrap();
+        assert_eq!(read[0].header.database_start, Some(3));
+        assert_eq!(read[0].header.database_end, Some(3));
     }
 
     #[test]

@@ -143,6 +143,29 @@ async fn a_restore_goes_on_with_what_was_merged_meanwhile() {
     }
 }
 
+/// As they do where a link was resumed, and where the hour's segment lies beside the minutes'.
+#[tokio::test]
+async fn where_segments_overlap_bytes_come_once() {
+    let store = archive().await;
+    let bodies = |range: std::ops::Range<u64>| range.map(encoded).collect::<Vec<Bytes>>().concat();
+    for (from, to) in [(50, 120), (100, 130), (128, 129)] {
+        let merged = segment(from * length() + 1, to * length(), true);
+        put(&store, &merged, bodies(from..to).into()).await;
+    }
+    for number in (60..115).chain(120..127) {
+        store.delete(&nth(number).name()).await.unwrap();
+    }
+    let loaded = catalog::load(&store, &[]).await.unwrap();
+    let planned = plan(&loaded.catalog, Target::Latest).unwrap();
+    let shared: Arc<dyn Store> = Arc::new(store);
+    let mut stream = source::stream(shared, ARCHIVE, &planned, Spelling::Archived);
+    let mut read = Vec::new();
+    while let Some(bytes) = stream.next().await.unwrap() {
+        read.extend_from_slice(&bytes);
+    }
+    assert!(read == COMMAND.repeat(usize::try_from(SEGMENTS).unwrap()));
+}
+
 #[tokio::test]
 async fn what_is_nowhere_any_more_is_an_error() {
     let store = archive().await;

@@ -127,6 +127,9 @@ mod damaged;
 mod rewritten;
 // Both killed at any moment, again and again.
 mod double_kill;
+// Everything killed, stopped, cut off and failed over at random, for as long as one likes.
+#[cfg(feature = "s3")]
+mod chaos;
 // A server that is stopped in order under load loses nothing that it answered, in whatever order Perennial stops.
 mod orderly_stop;
 // Perennial, the master, or both, killed or stopped at every step, reached by traps.

@@ -376,6 +376,56 @@ async fn nothing_behind_a_lost_piece_is_durable() {
     assert_eq!(bench.spooled(), 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn nothing_is_durable_before_the_store_has_it() {
+    let store = SlowStore {
+        permits: Some(Semaphore::new(0)),
+        ..SlowStore::new()
+    };
+    let mut bench = Bench::new(store, MIB, None, None);
+    for _ in 0..3 {
+        bench.submit(100);
+    }
+    tokio::time::sleep(DEADLINE).await;
+    assert_eq!(bench.durable(), 0);
+    for stored in 1..=3 {
+        bench.store.permits.as_ref().unwrap().add_permits(1);
+        bench
+            .until("the next one is stored", |it| {
+                it.uploader.in_flight() == 3 - stored
+            })
+            .await;
+        assert_eq!(bench.durable(), 100 * stored as u64);
+    }
+    bench.assert_all_stored().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_bytes_under_the_same_name_are_never_durable() {
+    let mut bench = Bench::new(SlowStore::new(), MIB, None, None);
+    bench.submit(100);
+    bench.drained().await;
+    let span = Span {
+        first: Offset::new(101),
+        last: Offset::new(200),
+        first_at: UnixMillis(0),
+        last_at: UnixMillis(0),
+    };
+    let taken = Object::Segment {
+        seq: CONTEXT.timeline,
+        id: CONTEXT.id,
+        span,
+        merged: false,
+    };
+    let other = vec![Bytes::from_static(b"of another history")];
+    bench.store.create(&taken.name(), other).await.unwrap();
+    bench.submit(100);
+    bench.submit(100);
+    tokio::time::sleep(DEADLINE).await;
+    assert_eq!(bench.durable(), 100);
+    assert!(bench.uploader.subscribe().borrow().failing.is_some());
+}
+
 /// Pieces of any size at any time, a store that fails now and then, little memory and a small spool, a rate or none:
 /// everything is stored in the end, and nothing is held.
 #[tokio::test(start_paused = true)]

@@ -186,6 +186,18 @@ impl Control {
         self.state.lock().unwrap().troubles = Some((when, trouble));
     }
 
+    /// No request meets trouble any more.
+    pub fn trouble_no_more(&self) {
+        self.state.lock().unwrap().troubles = None;
+    }
+
+    /// Forgets what was asked so far: there are many requests in an hour.
+    pub fn forget_requests(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.requests.clear();
+        state.headers.clear();
+    }
+
     /// How many requests have met trouble.
     pub fn troubles_met(&self) -> usize {
         self.state.lock().unwrap().met
