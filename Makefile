@@ -10,6 +10,8 @@ BIG_MIB ?= 2000
 UPKEEP_HOURS ?= 2000
 TRAVEL_SECONDS ?= 300
 MINUTES ?= 60
+HOURS ?= 1
+SEEDS ?= 0..2000
 
 .PHONY: help
 help: ## This list.
@@ -35,8 +37,16 @@ e2e: servers ## Tests of the real binary against real servers.
 servers: ## Finds the test servers, or unpacks them into target/servers.
 	@scripts/servers.sh
 
+.PHONY: simulation
+simulation: ## Perennial in 2000 simulated worlds, SEEDS of them (0..2000): two minutes.
+	@scripts/simulate.sh --seeds "$(SEEDS)"
+
+.PHONY: simulate
+simulate: ## The same with seeds nobody has seen, for HOURS (1).
+	@scripts/simulate.sh --hours "$(HOURS)"
+
 .PHONY: test
-test: check unit e2e fuzz ## All of the above, and each fuzz target for a moment.
+test: check unit simulation e2e fuzz ## All of the above, and each fuzz target for a moment.
 
 .PHONY: outage
 outage: servers ## Stores that are broken for OUTAGE_SECONDS (60) at a time under load, one after the other: half an hour.
