@@ -13,7 +13,6 @@ use tokio::time::Instant;
 
 use crate::server::{Dump, Server};
 use crate::streamer::{self, Habits, Streamer};
-use crate::truth::Place;
 use crate::{bucket, chance, clock, trace, truth, verdict, wire};
 
 /// The name under which clients and Perennials know the master.
@@ -33,7 +32,7 @@ thread_local! {
 enum Later {
     Revive(&'static str),
     Again(usize),
-    Point(&'static str),
+    Point,
     Rejoin(&'static str),
 }
 
@@ -219,7 +218,12 @@ impl World {
                 trace::step(&format!("Perennial {at} is started"));
                 self.streamers[at] = self.streamers[at].again(&self.habits, &self.objects);
             }
-            Later::Point(name) => self.point(name),
+            Later::Point => {
+                if let Some(foreign) = self.servers.get("foreign") {
+                    wire::kill(foreign.process(), false);
+                }
+                self.point(self.main);
+            }
             Later::Rejoin(name) => {
                 if let Some(server) = self.servers.get(name).filter(|it| !it.is_dead())
                     && name != self.main
@@ -237,13 +241,10 @@ impl World {
         MASTER.set(self.servers.get(name).cloned());
     }
 
-    fn place(&self, name: &str) -> Option<Place> {
-        let place = self.servers.get(name)?.place();
-        truth::knows(place.0).then_some(place)
-    }
-
     fn revive(&mut self, name: &'static str) {
-        let before = self.place(name);
+        if self.is_alive(name) {
+            return;
+        }
         let dump = self.disks.get(name).filter(|_| self.keeps_dumps).cloned();
         let main = name == self.main;
         let master = match main {
@@ -258,13 +259,8 @@ impl World {
             dump.is_some(),
             master.is_some()
         ));
-        let server = Server::start(
-            if name == "a" { "a" } else { "b" },
-            address(name),
-            dump,
-            master,
-            before,
-        );
+        let before = self.servers.get(name);
+        let server = Server::start(name, address(name), dump, master, before);
         self.servers.insert(name, server.clone());
         if main {
             MASTER.set(Some(server));
@@ -359,7 +355,7 @@ impl World {
     }
 
     fn fail_over(&mut self) {
-        if !self.has_other || !self.is_alive(self.other) {
+        if !self.is_alive(self.other) || !self.servers[self.other].may_take_over() {
             return;
         }
         let lives = chance::percent(50);
@@ -373,13 +369,13 @@ impl World {
         if !lives {
             wire::kill(self.servers[self.main].process(), false);
         }
-        self.servers[self.other].promote(None);
+        self.servers[self.other].promote();
         (self.main, self.other) = (self.other, self.main);
         match lives {
             true => self.after(0, 10_000, Later::Rejoin(self.other)),
             false => self.after(10, 10_000, Later::Revive(self.other)),
         }
-        self.after(0, 2_000, Later::Point(self.main));
+        self.after(0, 2_000, Later::Point);
     }
 
     /// REPLICAOF NO ONE, in the middle of whatever it is.
@@ -389,7 +385,7 @@ impl World {
         {
             trace::step("somebody promotes the server by mistake");
             trace::count("promoted by mistake");
-            server.promote(truth::acknowledged().last().map(|(place, _)| *place));
+            server.promote_by_mistake();
         }
     }
 
@@ -398,7 +394,7 @@ impl World {
         if self.servers.contains_key("foreign") {
             return;
         }
-        let before = self.place(self.main);
+        let before = self.servers.get(self.main);
         let foreign = Server::start("foreign", address("foreign"), None, None, before);
         foreign.write(
             0,
@@ -408,7 +404,7 @@ impl World {
         trace::count("wrong servers");
         self.point("foreign");
         wire::disturb(100, Duration::ZERO);
-        self.after(3_000, 15_000, Later::Point(self.main));
+        self.after(3_000, 15_000, Later::Point);
     }
 
     /// What `perennial accept` does.
@@ -465,12 +461,12 @@ impl World {
         let Some(catalog) = verdict::look().await else {
             return;
         };
-        let held = self.servers.get(self.main).map(Server::place);
+        let held = self.servers.get(self.main).map(Server::id);
         let head = catalog.head().and_then(|head| {
             let timeline = catalog.timeline(head.timeline)?;
-            Some((timeline.id(), head.offset.as_u64()))
+            Some(timeline.id())
         });
-        let settled = held.is_some() && held.map(|held| held.0) == head.map(|head| head.0);
+        let settled = held.is_some() && held == head;
         trace::count(if settled { "settled" } else { "not settled" });
     }
 }

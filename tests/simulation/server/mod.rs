@@ -78,6 +78,8 @@ pub struct State {
     filled: bool,
     /// It lacks what was acknowledged of what it was before.
     lossy: bool,
+    /// Where the machine's history stood last that lacked nothing.
+    last: Option<Place>,
     /// The payload comes with a mark.
     marks: bool,
     /// A payload takes up to so many milliseconds to come.
@@ -96,18 +98,19 @@ fn fresh_id() -> ReplicationId {
 }
 
 impl Server {
-    /// Starts a process at an address, from a dump perhaps, as a replica perhaps. `before` is what the last process there
-    /// stood at.
+    /// Starts a process at an address, from a dump perhaps, as a replica perhaps. `before` is the last process that
+    /// was known under that name.
     pub fn start(
         name: &'static str,
         address: SocketAddr,
         dump: Option<Dump>,
         master: Option<SocketAddr>,
-        before: Option<Place>,
+        before: Option<&Self>,
     ) -> Self {
         let process = wire::process(address.ip());
         let now_at = dump.as_ref().and_then(|dump| dump.place);
-        let lossy = before.is_some_and(|before| truth::is_lost(before, now_at))
+        let last = before.and_then(Self::last);
+        let lossy = last.is_some_and(|last| truth::is_lost(last, now_at))
             || now_at.is_some_and(|place| truth::is_lossy(place.0));
         let mut state = State {
             process,
@@ -132,6 +135,7 @@ impl Server {
             errors: 0,
             filled: false,
             lossy,
+            last,
             marks: chance::percent(50),
             forks_max: chance::one_of(&[5, 300, 3000]),
         };
@@ -186,9 +190,8 @@ impl Server {
         self.lock().address
     }
 
-    pub fn place(&self) -> Place {
-        let state = self.lock();
-        (state.id, state.offset)
+    pub fn id(&self) -> ReplicationId {
+        self.lock().id
     }
 
     pub fn is_dead(&self) -> bool {
@@ -231,12 +234,34 @@ impl Server {
         }
     }
 
-    /// Somebody makes it a master, in the place of one that stood at `before` where that is an operator's mistake.
-    pub fn promote(&self, before: Option<Place>) {
+    /// Where it stands, or stood last, without lacking anything.
+    fn last(&self) -> Option<Place> {
+        let state = self.lock();
+        let here = (state.id, state.offset);
+        let whole = !state.lossy && truth::knows(here.0) && !truth::is_lossy(here.0);
+        whole.then_some(here).or(state.last)
+    }
+
+    /// Whether it is a replica that got its data.
+    pub fn may_take_over(&self) -> bool {
+        let state = self.lock();
+        state.role != Role::Master && !state.loading && truth::knows(state.id)
+    }
+
+    /// Somebody makes it a master.
+    pub fn promote(&self) {
+        self.lock().promote();
+    }
+
+    /// Somebody makes it a master who should not have done so, if it can be made one.
+    pub fn promote_by_mistake(&self) {
         let mut state = self.lock();
+        if state.loading {
+            return;
+        }
         let here = (state.id, state.offset);
         let here = truth::knows(here.0).then_some(here);
-        state.lossy |= before.is_some_and(|before| truth::is_lost(before, here));
+        state.lossy |= state.last.is_some_and(|last| truth::is_lost(last, here));
         state.promote();
     }
 

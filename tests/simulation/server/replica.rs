@@ -184,13 +184,15 @@ async fn load(
         }
         (None, Some(length)) => {
             let length = length.parse().map_err(|_| other(head.clone()))?;
-            current(server, epoch)?.loading = true;
             link.take(length).await?
         }
         _ => return Err(other(head)),
     };
-    current(server, epoch)?.loading = true;
-    current(server, epoch)?.applier.data.clear();
+    {
+        let mut state = current(server, epoch)?;
+        state.loading = true;
+        state.applier.data.clear();
+    }
     tokio::time::sleep(chance::millis(0, 200)).await;
     let read = from_rdb(&payload).map_err(other)?;
     let mut state = current(server, epoch)?;
@@ -224,6 +226,7 @@ async fn stream(server: &Server, link: &mut Link, epoch: u64) -> io::Result<()> 
     let mut waiting = Vec::new();
     let mut heard = chance::now();
     acknowledge(server, link).await?;
+    let mut acknowledged = chance::now();
     loop {
         if !link.received.is_empty() {
             let bytes = std::mem::take(&mut link.received);
@@ -242,7 +245,11 @@ async fn stream(server: &Server, link: &mut Link, epoch: u64) -> io::Result<()> 
         match tokio::time::timeout(EVERY, read).await {
             Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(read) => drop(read?),
-            Err(_) => acknowledge(server, link).await?,
+            Err(_) => {}
+        }
+        if chance::now() - acknowledged >= EVERY {
+            acknowledged = chance::now();
+            acknowledge(server, link).await?;
         }
         if chance::now() - heard > SILENCE {
             return Err(io::ErrorKind::TimedOut.into());
