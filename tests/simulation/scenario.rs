@@ -95,6 +95,9 @@ pub async fn run() {
     for writer in writers {
         writer.abort();
     }
+    for streamer in &world.streamers {
+        streamer.kill(false);
+    }
     if !trace::is_violated() {
         verdict::finally().await;
         world.see_whether_settled().await;

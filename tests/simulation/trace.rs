@@ -12,7 +12,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use crate::chance;
 
 /// Lines that are kept.
-const LINES_MAX: usize = 80;
+const LINES_MAX: usize = 150;
 
 thread_local! {
     static TRACE: RefCell<Trace> = RefCell::new(Trace::default());

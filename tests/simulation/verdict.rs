@@ -191,16 +191,25 @@ pub async fn finally() {
 /// A restore gives what really was there, from bytes that are those that were fed.
 async fn check_restored(catalog: &Catalog, position: Position, place: Place) {
     trace::count("restores");
-    match restored(catalog, position).await {
-        Ok(data) => {
-            let truth = truth::at(place);
-            if truth.is_none_or(|truth| truth.data != data) {
-                trace::violation(format!(
-                    "a restore of {position} is not what {place:?} held"
-                ));
-            }
-        }
-        Err(error) => trace::violation(format!("{position} cannot be restored: {error}")),
+    let Err(error) = compared(catalog, position, place).await else {
+        return;
+    };
+    // Upkeep may have deleted what the plan names.
+    let Some(now) = look().await else { return };
+    if let Err(again) = compared(&now, position, place).await {
+        trace::violation(format!(
+            "{position} is not {place:?}: {error}, and then {again}: {}",
+            told(&now)
+        ));
+    }
+}
+
+async fn compared(catalog: &Catalog, position: Position, place: Place) -> Result<(), String> {
+    let data = restored(catalog, position).await?;
+    match truth::at(place) {
+        Some(truth) if truth.data == data => Ok(()),
+        Some(_) => Err("the data set is another".into()),
+        None => Err("nobody ever stood there".into()),
     }
 }
 

@@ -29,6 +29,7 @@ pub struct Dump {
     place: Option<Place>,
     /// The dump itself tells that: there was a backlog.
     told: bool,
+    selected: u32,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -140,7 +141,7 @@ impl Server {
             forks_max: chance::one_of(&[5, 300, 3000]),
         };
         if let Some(dump) = dump {
-            state.load_dump(dump);
+            state.load_dump(dump, master.is_some());
         }
         let server = Self {
             name,
@@ -231,6 +232,7 @@ impl Server {
             data: state.applier.data.clone(),
             place: truth::knows(state.id).then_some((state.id, state.offset)),
             told: state.backlog.is_some(),
+            selected: state.selected.unwrap_or(state.applier.selected),
         }
     }
 
@@ -276,11 +278,17 @@ impl Server {
 }
 
 impl State {
-    fn load_dump(&mut self, dump: Dump) {
+    fn load_dump(&mut self, dump: Dump, as_replica: bool) {
         self.applier.data = dump.data;
         let Some((id, offset)) = dump.place.filter(|_| dump.told) else {
             return;
         };
+        if as_replica {
+            // It asks its master to go on from there.
+            (self.id, self.offset) = (id, offset);
+            self.applier.selected = dump.selected;
+            return;
+        }
         self.previous = Some((id, offset));
         self.offset = offset;
         self.open_backlog();

@@ -21,7 +21,7 @@ const SILENCE: Duration = Duration::from_secs(60);
 
 /// Follows `master` as long as that is what the server was told last.
 pub(super) async fn replicate(server: Server, master: SocketAddr, epoch: u64) {
-    while server.lock().epoch == epoch && !server.is_dead() {
+    while is_current(&server, epoch) && !server.is_dead() {
         let ended = follow(&server, master, epoch).await;
         {
             let mut state = server.lock();
@@ -122,6 +122,11 @@ async fn follow(server: &Server, master: SocketAddr, epoch: u64) -> io::Result<(
         _ => return Err(other(answer)),
     }
     stream(server, &mut link, epoch).await
+}
+
+/// In a function of its own: the lock is not held beyond it.
+fn is_current(server: &Server, epoch: u64) -> bool {
+    server.lock().epoch == epoch
 }
 
 fn current(server: &Server, epoch: u64) -> io::Result<std::sync::MutexGuard<'_, State>> {

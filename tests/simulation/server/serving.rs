@@ -223,9 +223,10 @@ fn plain(
             };
             (answer, false)
         }
-        ("REPLICAOF", _) if state.loading => {
-            (b"-LOADING Redis is loading the dataset in memory\r\n".to_vec(), false)
-        }
+        ("REPLICAOF", _) if state.loading => (
+            b"-LOADING Redis is loading the dataset in memory\r\n".to_vec(),
+            false,
+        ),
         ("REPLICAOF", ["NO", "ONE"]) => {
             let filled = peer.is_perennial && state.role != Role::Master && state.filled;
             state.promote();
