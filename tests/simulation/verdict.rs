@@ -18,8 +18,10 @@ use crate::{chance, trace};
 
 /// What upkeep may delete was received so long ago, with a margin for clocks: as `streamer` tells it.
 const KEPT: std::time::Duration = std::time::Duration::from_secs(60 - 15);
-/// Of so many acknowledgements one is restored at once; of the others only the catalogue is asked.
-const RESTORED_EACH: u64 = 12;
+/// Of so many acknowledgements the catalogue is asked about one.
+const LOOKED_AT_EACH: u64 = 3;
+/// Of so many of these one is restored at once.
+const RESTORED_EACH: u64 = 6;
 
 thread_local! {
     static OBJECTS: RefCell<Option<MemoryStore>> = const { RefCell::new(None) };
@@ -73,6 +75,9 @@ fn place(catalog: &Catalog, position: Position) -> Option<Place> {
 
 /// A server heard this from a Perennial: the store alone must give it back from now on.
 pub async fn acknowledged(place: Place) {
+    if chance::below(LOOKED_AT_EACH) != 0 {
+        return;
+    }
     let Some(catalog) = look().await else { return };
     let found = positions(&catalog, place);
     let Some(position) = found.first() else {

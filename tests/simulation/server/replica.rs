@@ -259,7 +259,7 @@ async fn stream(server: &Server, link: &mut Link, epoch: u64) -> io::Result<()> 
         if chance::now() - heard > SILENCE {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        current(server, epoch)?;
+        drop(current(server, epoch)?);
     }
 }
 
