@@ -261,9 +261,6 @@ impl Server {
         if state.loading {
             return;
         }
-        let here = (state.id, state.offset);
-        let here = truth::knows(here.0).then_some(here);
-        state.lossy |= state.last.is_some_and(|last| truth::is_lost(last, here));
         state.promote();
     }
 
@@ -369,8 +366,10 @@ impl State {
         self.selected = None;
         let known = truth::knows(before.0).then_some(before);
         let base = known.is_none().then(|| self.applier.data.clone());
-        if known.is_some_and(|(id, _)| truth::is_lossy(id)) {
-            self.lossy = true;
+        if let Some(here) = known {
+            // It may have been given since what it lacked when it started.
+            let lost = self.last.is_some_and(|last| truth::is_lost(last, known));
+            self.lossy = lost || truth::is_lossy(here.0);
         }
         truth::branch(self.id, known, self.offset, base, self.lossy);
     }

@@ -221,6 +221,10 @@ async fn load(
     state.link_up = true;
     state.filled = streamer::is_at(master.ip());
     state.lossy = truth::is_lossy(id);
+    if truth::knows(id) && !state.lossy && !state.filled {
+        // What its master has is what counts from here on.
+        state.last = Some((id, offset));
+    }
     trace::count("payloads loaded");
     Ok(())
 }
