@@ -18,7 +18,7 @@ use crate::{bucket, chance, clock, trace, truth, verdict, wire};
 /// The name under which clients and Perennials know the master.
 const SERVICE: &str = "db";
 /// What befalls them goes on so long at most, seconds.
-const TROUBLE_MAX: u64 = 60;
+const TROUBLE_MAX: u64 = 50;
 /// And so much time passes until everything is checked.
 const CALM: Duration = Duration::from_secs(30);
 
@@ -83,7 +83,7 @@ pub async fn run() {
     let mut world = World::new(objects);
     world.begin();
     let writers: Vec<_> = (0..chance::between(1, 2))
-        .map(|writer| tokio::spawn(write(writer, chance::one_of(&[40, 200, 1500]))))
+        .map(|writer| tokio::spawn(write(writer, chance::one_of(&[80, 300, 1500]))))
         .collect();
     let trouble = chance::now() + Duration::from_secs(chance::between(10, TROUBLE_MAX));
     while chance::now() < trouble && !trace::is_violated() {

@@ -19,9 +19,9 @@ use crate::{chance, trace};
 /// What upkeep may delete was received so long ago, with a margin for clocks: as `streamer` tells it.
 const KEPT: std::time::Duration = std::time::Duration::from_secs(60 - 15);
 /// Of so many acknowledgements the catalogue is asked about one.
-const LOOKED_AT_EACH: u64 = 3;
+const LOOKED_AT_EACH: u64 = 5;
 /// Of so many of these one is restored at once.
-const RESTORED_EACH: u64 = 6;
+const RESTORED_EACH: u64 = 4;
 
 thread_local! {
     static OBJECTS: RefCell<Option<MemoryStore>> = const { RefCell::new(None) };
@@ -37,6 +37,8 @@ pub async fn look() -> Option<Catalog> {
     let objects = OBJECTS.with_borrow(Clone::clone)?;
     match catalog::load(&objects, &[]).await {
         Ok(loaded) => Some(loaded.catalog),
+        // Where the store never worked there is none.
+        Err(_) if truth::acknowledged().is_empty() => None,
         Err(error) => {
             trace::violation(format!("the archive cannot be read: {error}"));
             None
