@@ -75,9 +75,14 @@ fn place(catalog: &Catalog, position: Position) -> Option<Place> {
     Some((timeline.id(), position.offset.as_u64()))
 }
 
+/// By the place alone: how much is checked does not change what happens.
+fn is_one_in((_, offset): Place, each: u64) -> bool {
+    (offset.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32).is_multiple_of(each)
+}
+
 /// A server heard this from a Perennial: the store alone must give it back from now on.
 pub async fn acknowledged(place: Place) {
-    if chance::below(LOOKED_AT_EACH) != 0 {
+    if !is_one_in(place, LOOKED_AT_EACH) {
         return;
     }
     let Some(catalog) = look().await else { return };
@@ -91,7 +96,7 @@ pub async fn acknowledged(place: Place) {
         ));
         return;
     };
-    if chance::below(RESTORED_EACH) == 0 {
+    if is_one_in(place, LOOKED_AT_EACH * RESTORED_EACH) {
         check_restored(&catalog, *position, place).await;
     }
 }
