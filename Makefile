@@ -20,7 +20,7 @@ help: ## This list.
 .PHONY: check
 check: ## Formatting and lints.
 	cargo fmt --check
-	cargo clippy --all-targets --features faulty -- -D warnings
+	cargo clippy --all-targets --features simulation -- -D warnings
 	cargo clippy -- -D warnings
 	@if command -v shellcheck >/dev/null; then shellcheck -x scripts/*.sh scripts/kubernetes/*.sh .ci/run; \
 	else echo "SKIPPED: shellcheck is not installed (apt-get install shellcheck)"; fi

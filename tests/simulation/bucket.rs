@@ -119,9 +119,10 @@ async fn on_the_way() -> Fate {
         false => Fate::Done,
         true => {
             trace::count("store faults");
-            chance::one_of(&[true, false])
-                .then_some(Fate::Refused)
-                .unwrap_or(Fate::DoneButFailed)
+            match chance::percent(50) {
+                true => Fate::Refused,
+                false => Fate::DoneButFailed,
+            }
         }
     }
 }

@@ -120,7 +120,7 @@ async fn write(writer: u64, pause_max: u64) {
         let key = || format!("key:{}", chance::below(24)).into_bytes();
         let value = format!(
             "{writer}:{written}:{}",
-            "x".repeat(chance::below(60) as usize)
+            "x".repeat(usize::from(chance::one_of(&[0_u8, 9, 30, 60])))
         );
         let one = || match chance::below(6) {
             0 => vec![b"DEL".to_vec(), key()],

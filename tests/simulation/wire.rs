@@ -209,6 +209,12 @@ fn lock(link: &Mutex<Link>) -> MutexGuard<'_, Link> {
     link.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn wake(waker: &mut Option<Waker>) {
+    if let Some(waker) = waker.take() {
+        waker.wake();
+    }
+}
+
 struct Link {
     owners: [Process; 2],
     dead: [bool; 2],
@@ -243,15 +249,15 @@ impl Link {
 
     fn wake(&mut self) {
         for way in &mut self.said {
-            way.reader.take().map(Waker::wake);
-            way.writer.take().map(Waker::wake);
+            wake(&mut way.reader);
+            wake(&mut way.writer);
         }
     }
 
     fn end_behind_what_was_sent(&mut self, side: usize) {
         self.said[side].ended = true;
-        self.said[1 - side].writer.take().map(Waker::wake);
-        self.said[side].reader.take().map(Waker::wake);
+        wake(&mut self.said[1 - side].writer);
+        wake(&mut self.said[side].reader);
     }
 
     fn say(&mut self, side: usize, bytes: &[u8]) {
@@ -271,7 +277,7 @@ impl Link {
             way.queued += piece.len();
             way.chunks.push_back((due, piece.to_vec()));
         }
-        self.said[side].reader.take().map(Waker::wake);
+        wake(&mut self.said[side].reader);
     }
 }
 
@@ -334,7 +340,7 @@ impl AsyncRead for End {
             way.chunks.pop_front();
         }
         way.queued -= taken;
-        way.writer.take().map(Waker::wake);
+        wake(&mut way.writer);
         Poll::Ready(Ok(()))
     }
 }
