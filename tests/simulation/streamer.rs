@@ -49,10 +49,7 @@ impl Habits {
         FACK.set(ack == AckMode::Received);
         Self {
             ack,
-            seed: match chance::below(10) {
-                0 => Policy::IfEmpty,
-                _ => Policy::Auto,
-            },
+            seed: Policy::Auto,
             flush_interval: chance::one_of(&["50ms", "200ms", "1s", "5s"]),
             own_port: chance::percent(30),
             upkeep: chance::percent(60),
