@@ -12,6 +12,8 @@ TRAVEL_SECONDS ?= 300
 MINUTES ?= 60
 KILLS ?= 1000
 CHAOS ?= .
+HOURS ?= 1
+SEEDS ?= 0..2000
 
 .PHONY: help
 help: ## This list.
@@ -20,7 +22,7 @@ help: ## This list.
 .PHONY: check
 check: ## Formatting and lints.
 	cargo fmt --check
-	cargo clippy --all-targets --features faulty -- -D warnings
+	cargo clippy --all-targets --features simulation -- -D warnings
 	cargo clippy -- -D warnings
 	@if command -v shellcheck >/dev/null; then shellcheck -x scripts/*.sh scripts/kubernetes/*.sh .ci/run; \
 	else echo "SKIPPED: shellcheck is not installed (apt-get install shellcheck)"; fi
@@ -37,8 +39,16 @@ e2e: servers ## Tests of the real binary against real servers.
 servers: ## Finds the test servers, or unpacks them into target/servers.
 	@scripts/servers.sh
 
+.PHONY: simulation
+simulation: ## Perennial in 2000 simulated worlds, SEEDS of them (0..2000): two minutes.
+	@scripts/simulate.sh --seeds "$(SEEDS)"
+
+.PHONY: simulate
+simulate: ## The same with seeds nobody has seen, for HOURS (1).
+	@scripts/simulate.sh --hours "$(HOURS)"
+
 .PHONY: test
-test: check unit e2e fuzz ## All of the above, and each fuzz target for a moment.
+test: check unit simulation e2e fuzz ## All of the above, and each fuzz target for a moment.
 
 .PHONY: outage
 outage: servers ## Stores that are broken for OUTAGE_SECONDS (60) at a time under load, one after the other: half an hour.

@@ -15,6 +15,7 @@
 pub mod advice;
 pub mod clock;
 pub mod position;
+pub mod random;
 pub mod shell;
 
 pub mod proto;

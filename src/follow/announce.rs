@@ -9,13 +9,12 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use crate::clock::Clock;
 use crate::proto::master::{Master, MasterEvent, MasterOptions, MasterOutput, Readiness};
-use crate::server::net::{AcceptError, Connection};
+use crate::server::net::{AcceptError, Connection, Incoming, Listener};
 use crate::server::tls::TlsServer;
 
 /// Connections answered at the same time; more wait.
@@ -41,10 +40,8 @@ impl AnnouncedPort {
     /// # Errors
     /// What the system says.
     pub fn open(ip: IpAddr, tls: Option<TlsServer>, clock: Arc<dyn Clock>) -> io::Result<Self> {
-        let listener = std::net::TcpListener::bind(SocketAddr::new(ip, 0))?;
-        listener.set_nonblocking(true)?;
+        let listener = Listener::bind(SocketAddr::new(ip, 0))?;
         let port = listener.local_addr()?.port();
-        let listener = TcpListener::from_std(listener)?;
         let tls = tls.map(|tls| TlsServer {
             client_ca_file: None,
             ..tls
@@ -70,7 +67,7 @@ impl Drop for AnnouncedPort {
     }
 }
 
-async fn accept(listener: TcpListener, tls: Option<Arc<TlsServer>>, clock: Arc<dyn Clock>) {
+async fn accept(mut listener: Listener, tls: Option<Arc<TlsServer>>, clock: Arc<dyn Clock>) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
@@ -95,7 +92,7 @@ async fn accept(listener: TcpListener, tls: Option<Arc<TlsServer>>, clock: Arc<d
 }
 
 async fn refuse(
-    stream: TcpStream,
+    stream: Incoming,
     tls: Option<&TlsServer>,
     clock: &dyn Clock,
 ) -> Result<(), AcceptError> {
@@ -131,6 +128,8 @@ async fn refuse(
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpStream;
+
     use super::*;
     use crate::clock::SystemClock;
     use crate::server::tls::IdentityFiles;

@@ -40,7 +40,7 @@ impl Encoder {
             .await
             .expect("the semaphore is never closed");
         let encoder = Arc::clone(self);
-        let encoded = tokio::task::spawn_blocking(move || {
+        let encode = move || {
             let idle = encoder
                 .idle
                 .lock()
@@ -55,8 +55,13 @@ impl Encoder {
                 .push(compressor);
             held.resize(bytes.len() as u64);
             (bytes, held)
-        });
-        encoded
+        };
+        // Threads take turns by chance.
+        #[cfg(feature = "simulation")]
+        if crate::random::seeded::is_seeded() {
+            return encode();
+        }
+        tokio::task::spawn_blocking(encode)
             .await
             .expect("encoding a block neither panics nor is cancelled")
     }

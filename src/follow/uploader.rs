@@ -589,8 +589,8 @@ pub fn backoff(first: Duration, longest: Duration, attempts: u32) -> Duration {
 
 /// Between half of `wait` and all of it, so that many processes do not retry in step.
 pub fn jittered(wait: Duration) -> Duration {
-    let random = getrandom::u32().unwrap_or(u32::MAX);
-    wait.mul_f64(0.5 + f64::from(random) / f64::from(u32::MAX) / 2.0)
+    let drawn = crate::random::u32().unwrap_or(u32::MAX);
+    wait.mul_f64(0.5 + f64::from(drawn) / f64::from(u32::MAX) / 2.0)
 }
 
 #[cfg(test)]

@@ -6,12 +6,11 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::proto::handshake::Auth;
 use crate::proto::master::RefusedRequest;
-use crate::server::net::{self, AcceptError};
+use crate::server::net::{self, AcceptError, Incoming};
 use crate::server::tls::TlsServer;
 
 const WRONG_PASSWORD: &str =
@@ -62,7 +61,7 @@ impl Door {
     }
 
     /// Answers whoever knocks; nothing where it cannot be let in.
-    pub(super) async fn open(&self, stream: TcpStream, peer: IpAddr) -> Option<net::Connection> {
+    pub(super) async fn open(&self, stream: Incoming, peer: IpAddr) -> Option<net::Connection> {
         let unwelcome = self.lock_unwelcome().remove(&peer);
         if unwelcome {
             tokio::time::sleep(UNWELCOME_WAITS).await;

@@ -41,7 +41,7 @@ pub enum FillError {
     Listen(std::io::Error),
     /// The system gives no random bytes.
     #[error("the system gives no random bytes: {0}")]
-    Random(getrandom::Error),
+    Random(crate::random::Error),
     /// It did not take the data.
     #[error("the scratch server did not take the data: {0}")]
     Rejected(String),
@@ -148,7 +148,7 @@ pub async fn fill(
 
 fn random<const N: usize>() -> Result<[u8; N], FillError> {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(FillError::Random)?;
+    crate::random::fill(&mut bytes).map_err(FillError::Random)?;
     Ok(bytes)
 }
 

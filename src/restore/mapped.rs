@@ -134,7 +134,7 @@ pub async fn prepare_copy(
 
 fn random_id() -> Result<ReplicationId, PrepareError> {
     let mut raw = [0; 20];
-    getrandom::fill(&mut raw).map_err(|error| PrepareError::Random(error.to_string()))?;
+    crate::random::fill(&mut raw).map_err(|error| PrepareError::Random(error.to_string()))?;
     Ok(ReplicationId::from_raw(raw))
 }
 

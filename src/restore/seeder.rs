@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
@@ -198,7 +197,7 @@ impl Seeder {
     /// # Errors
     /// What the system says of the address.
     pub async fn open(options: SeederOptions, clock: Arc<dyn Clock>) -> io::Result<Self> {
-        let listener = TcpListener::bind(options.listen).await?;
+        let listener = net::Listener::bind(options.listen)?;
         let local = listener.local_addr()?;
         let serving = watch::Sender::new(Serving::Undecided);
         let door = Arc::new(Door::new(options.auth, options.tls));
@@ -304,7 +303,7 @@ impl Seeder {
 }
 
 async fn accept(
-    listener: TcpListener,
+    mut listener: net::Listener,
     door: Arc<Door>,
     serving: watch::Receiver<Serving>,
     clock: Arc<dyn Clock>,

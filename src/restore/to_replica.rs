@@ -453,7 +453,7 @@ impl Seed<'_> {
     /// dump, it would later pass for the archive's own data. The archive has all of it.
     async fn take_back(&self, control: &mut Control, seeded: ReplicationId, port: Option<u16>) {
         let mut raw = [0; 20];
-        if getrandom::fill(&mut raw).is_err() {
+        if crate::random::fill(&mut raw).is_err() {
             return;
         }
         self.seeder.serve(Serving::Nothing(TakeBack {

@@ -9,11 +9,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::tls::{self, TlsClient, TlsServer};
+
+#[cfg(feature = "simulation")]
+pub mod simulated;
 
 /// How long a connection attempt may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -21,6 +24,8 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub const DEFAULT_PORT: u16 = 6379;
 /// How long whoever connects to us may take until a TLS handshake is through, or the first byte there without TLS.
 pub const ACCEPT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
 /// The first byte of a TLS ClientHello; no command of a replica begins so (`protocol-facts` 4.2).
 const TLS_HANDSHAKE: u8 = 0x16;
 
@@ -196,6 +201,81 @@ pub enum Connection {
     Tls(Box<Encrypted>),
     /// Over a socket file.
     Unix(UnixStream),
+    /// In a simulation.
+    #[cfg(feature = "simulation")]
+    Simulated(simulated::Wire),
+}
+
+/// A connection that somebody opened to us, of which nothing is known yet.
+#[derive(Debug)]
+pub enum Incoming {
+    /// Over TCP.
+    Tcp(TcpStream),
+    /// In a simulation.
+    #[cfg(feature = "simulation")]
+    Simulated(simulated::Wire),
+}
+
+/// Where others connect to us.
+#[derive(Debug)]
+pub enum Listener {
+    /// Over TCP.
+    Tcp(TcpListener),
+    /// In a simulation.
+    #[cfg(feature = "simulation")]
+    Simulated(simulated::Listening),
+}
+
+impl Listener {
+    /// Listens at once; port 0 takes a free one.
+    ///
+    /// # Errors
+    /// What the system says of the address.
+    pub fn bind(address: SocketAddr) -> io::Result<Self> {
+        #[cfg(feature = "simulation")]
+        if let Some(listening) = simulated::bind(address) {
+            return listening.map(Self::Simulated);
+        }
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        // As a listener that was bound by name: a restart takes the port while old connections linger.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        Ok(Self::Tcp(socket.listen(BACKLOG)?))
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr(),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(listening) => Ok(listening.local),
+        }
+    }
+
+    /// The next connection, and who opened it. Cancel safe.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub async fn accept(&mut self) -> io::Result<(Incoming, SocketAddr)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Ok((Incoming::Tcp(stream), peer))
+            }
+            #[cfg(feature = "simulation")]
+            Self::Simulated(listening) => {
+                let wire = listening.accept().await;
+                let peer = wire.peer;
+                Ok((Incoming::Simulated(wire), peer))
+            }
+        }
+    }
 }
 
 /// A TLS connection, in either direction.
@@ -240,6 +320,12 @@ impl Connection {
     /// # Errors
     /// Whatever the system or the handshake says, or a timeout.
     pub async fn open(endpoint: &Endpoint) -> io::Result<Self> {
+        #[cfg(feature = "simulation")]
+        if let Some(connecting) = simulated::connect(endpoint) {
+            let attempt = timeout(CONNECT_TIMEOUT, connecting).await;
+            let attempt = attempt.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+            return attempt.map(Self::Simulated);
+        }
         let mut silent = "no answer to the connection attempt within 10 s";
         let attempt = async {
             match endpoint {
@@ -275,7 +361,12 @@ impl Connection {
     ///
     /// # Errors
     /// [`AcceptError`].
-    pub async fn accept(stream: TcpStream, tls: Option<&TlsServer>) -> Result<Self, AcceptError> {
+    pub async fn accept(incoming: Incoming, tls: Option<&TlsServer>) -> Result<Self, AcceptError> {
+        let stream = match incoming {
+            Incoming::Tcp(stream) => stream,
+            #[cfg(feature = "simulation")]
+            Incoming::Simulated(wire) => return Ok(Self::Simulated(wire)),
+        };
         let attempt = async {
             stream.set_nodelay(true)?;
             let mut first = [0];
@@ -303,29 +394,30 @@ impl Connection {
             .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
     }
 
-    fn tcp(&self) -> Option<&TcpStream> {
-        match self {
-            Self::Tcp(stream) => Some(stream),
-            Self::Tls(encrypted) => Some(encrypted.stream.get_ref().0),
-            Self::Unix(_) => None,
-        }
+    /// Our own end and the other one, where both are addresses.
+    fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let stream = match self {
+            Self::Tcp(stream) => stream,
+            Self::Tls(encrypted) => encrypted.stream.get_ref().0,
+            Self::Unix(_) => return None,
+            #[cfg(feature = "simulation")]
+            Self::Simulated(wire) => return Some((wire.local, wire.peer)),
+        };
+        stream.local_addr().ok().zip(stream.peer_addr().ok())
     }
 
     /// Whether the peer is on this machine: a socket file, loopback, or the same address on both ends.
     pub fn is_local(&self) -> bool {
-        let Some(stream) = self.tcp() else {
+        if matches!(self, Self::Unix(_)) {
             return true;
-        };
-        match (stream.local_addr(), stream.peer_addr()) {
-            (Ok(local), Ok(peer)) => peer.ip().is_loopback() || local.ip() == peer.ip(),
-            _ => false,
         }
+        self.ends()
+            .is_some_and(|(local, peer)| peer.ip().is_loopback() || local.ip() == peer.ip())
     }
 
     /// Our own address on this connection: where the server can reach us. Nothing for a socket file.
     pub fn local_ip(&self) -> Option<IpAddr> {
-        let address = self.tcp()?.local_addr();
-        address.ok().map(|address: SocketAddr| address.ip())
+        self.ends().map(|(local, _)| local.ip())
     }
 }
 
@@ -388,6 +480,8 @@ impl AsyncRead for Connection {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tls(encrypted) => encrypted.poll_read(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(wire) => Pin::new(&mut wire.stream).poll_read(cx, buf),
         }
     }
 }
@@ -402,6 +496,8 @@ impl AsyncWrite for Connection {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Tls(encrypted) => Pin::new(&mut encrypted.stream).poll_write(cx, bytes),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(wire) => Pin::new(&mut wire.stream).poll_write(cx, bytes),
         }
     }
 
@@ -410,6 +506,8 @@ impl AsyncWrite for Connection {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tls(encrypted) => Pin::new(&mut encrypted.stream).poll_flush(cx),
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(wire) => Pin::new(&mut wire.stream).poll_flush(cx),
         }
     }
 
@@ -418,6 +516,8 @@ impl AsyncWrite for Connection {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(encrypted) => Pin::new(&mut encrypted.stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            #[cfg(feature = "simulation")]
+            Self::Simulated(wire) => Pin::new(&mut wire.stream).poll_shutdown(cx),
         }
     }
 }

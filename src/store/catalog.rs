@@ -454,7 +454,7 @@ pub async fn open_archive(
 
 fn random_archive_id(store: &dyn Store) -> Result<ArchiveId, StoreError> {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| {
+    crate::random::fill(&mut bytes).map_err(|error| {
         let detail = format!("the system gives no random bytes: {error}");
         StoreError::about_store(
             StoreErrorKind::Unavailable,

@@ -22,6 +22,7 @@ const TABLE: &[(&str, Rule)] = &[
         "clock",
         Only(&["position"], &["tokio", "std::net", "std::fs"]),
     ),
+    ("random", Only(&[], &["tokio", "std::net", "std::fs"])),
     ("advice", Only(&[], &["tokio", "std::net"])),
     (
         "proto",
