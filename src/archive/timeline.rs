@@ -490,10 +490,23 @@ impl Catalog {
 
     /// Whether a server under `id` at `offset` was being filled by a seed of this archive that it did not see the
     /// end of: what it holds is an older state of what the seed restores.
+    ///
+    /// A seed goes out under the id of its end, from its snapshot on. No server of its own stood under an id before that
+    /// id was made, and a timeline begins no later.
     pub fn is_unfinished_seed(&self, id: ReplicationId, offset: Offset) -> bool {
-        self.timelines.values().any(|timeline| {
-            timeline.document.mapped && timeline.id() == id && offset < timeline.document.start
-        })
+        let mut under_it = self.timelines.values().filter(|it| it.id() == id);
+        let is_mapped = under_it
+            .clone()
+            .any(|it| it.document.mapped && offset < it.document.start);
+        let has_a_way = |it: &Timeline| {
+            let parent = it.document.parent;
+            parent.is_some_and(|parent| {
+                let parent = self.timelines.get(&parent.timeline);
+                parent.is_some_and(|parent| parent.id() != id)
+            })
+        };
+        let is_before_all = under_it.clone().all(|it| offset < it.document.start);
+        is_mapped || (is_before_all && under_it.any(has_a_way))
     }
 
     /// Whether a server under `id` at `offset` got all of a seed of this archive that is no longer all of it.

@@ -68,7 +68,7 @@ pub enum Relation {
     /// The server stands at a position of the head's own history from which the archive cannot go on: before its
     /// first snapshot, in a gap, or below one. It has nothing that the head does not have.
     Older,
-    /// A seed under an id of its own was cut short, or came to its end when the archive had grown: the server is half
+    /// A seed under an id of its own, or over several timelines, was cut short, or came to its end when the archive had grown: the server is half
     /// filled. Wherever the head is now, it has nothing that the archive does not have.
     HalfFilled,
     /// The server continues a covered position that is not the head: a branch that lived on.
@@ -521,6 +521,49 @@ pub(super) mod tests {
             .segment(1, 100)
             .timeline(2, 2, Some((1, 100)), 130)
             .mapped()
+    }
+
+    /// Timeline 2 goes on behind 1 under an id of its own: who bears that id before it began was being filled.
+    #[test]
+    fn a_seed_over_several_timelines_that_was_cut_short_leaves_a_half_filled_server() {
+        let catalog = Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(10)
+            .segment(11, 100)
+            .timeline(2, 2, Some((1, 100)), 100)
+            .segment(101, 200)
+            .catalog();
+        for offset in [10, 50, 99] {
+            let ours = Server {
+                role: Role::ReplicaOfUs,
+                ..server(2, offset)
+            };
+            assert_eq!(relate(&ours, &catalog), Relation::HalfFilled, "{offset}");
+            // Somebody made it a master, or a replica copied it.
+            let promoted = promoted(9, 2, offset);
+            assert_eq!(
+                relate(&promoted, &catalog),
+                Relation::HalfFilled,
+                "{offset}"
+            );
+        }
+        let at_the_beginning = Server {
+            role: Role::ReplicaOfUs,
+            ..server(2, 100)
+        };
+        let inside = Relation::Inside(offer(2, 2, 100, false));
+        assert_eq!(relate(&at_the_beginning, &catalog), inside);
+        // Under the first id these are places where its own server stood.
+        assert_ne!(relate(&promoted(9, 1, 50), &catalog), Relation::HalfFilled);
+        let lived_on = Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(10)
+            .segment(11, 100)
+            .timeline(2, 2, Some((1, 100)), 100)
+            .segment(101, 200)
+            .timeline(3, 1, Some((2, 150)), 150)
+            .catalog();
+        assert_ne!(relate(&promoted(9, 1, 50), &lived_on), Relation::HalfFilled);
     }
 
     #[test]

@@ -47,11 +47,12 @@ impl Habits {
             false => AckMode::Durable,
         };
         FACK.set(ack == AckMode::Received);
-        // One in ten was told `if-empty` (decision 53). The number is still drawn: the worlds of known seeds stay what they are.
-        let _ = chance::below(10);
         Self {
             ack,
-            seed: Policy::Auto,
+            seed: match chance::below(10) {
+                0 => Policy::IfEmpty,
+                _ => Policy::Auto,
+            },
             flush_interval: chance::one_of(&["50ms", "200ms", "1s", "5s"]),
             own_port: chance::percent(30),
             upkeep: chance::percent(60),
