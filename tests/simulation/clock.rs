@@ -15,7 +15,7 @@ const BEGIN: u64 = 1_800_000_000_000;
 
 thread_local! {
     static STORE_AHEAD: RefCell<i64> = const { RefCell::new(0) };
-    static SKEWS: RefCell<BTreeMap<String, Arc<AtomicI64>>> = RefCell::new(BTreeMap::new());
+    static SKEWS: RefCell<BTreeMap<String, Arc<AtomicI64>>> = const { RefCell::new(BTreeMap::new()) };
 }
 
 /// Begins a run.

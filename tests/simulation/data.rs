@@ -18,8 +18,11 @@ pub fn command(arguments: &[&[u8]]) -> Vec<u8> {
     bytes
 }
 
+/// The words of a command, and how many bytes it takes.
+type Parsed = (Vec<Vec<u8>>, usize);
+
 /// The first command of `bytes` and its length, where all of it is there. Empty lines are commands of no words.
-pub fn parse(bytes: &[u8]) -> Result<Option<(Vec<Vec<u8>>, usize)>, String> {
+pub fn parse(bytes: &[u8]) -> Result<Option<Parsed>, String> {
     let Some((head, mut at)) = line(bytes, 0) else {
         return Ok(None);
     };
