@@ -490,23 +490,23 @@ impl Catalog {
 
     /// Whether a server under `id` at `offset` was being filled by a seed of this archive that it did not see the
     /// end of: what it holds is an older state of what the seed restores.
-    ///
-    /// A seed goes out under the id of its end, from its snapshot on. No server of its own stood under an id before that
-    /// id was made, and a timeline begins no later.
     pub fn is_unfinished_seed(&self, id: ReplicationId, offset: Offset) -> bool {
-        let mut under_it = self.timelines.values().filter(|it| it.id() == id);
-        let is_mapped = under_it
-            .clone()
-            .any(|it| it.document.mapped && offset < it.document.start);
-        let has_a_way = |it: &Timeline| {
+        self.timelines.values().any(|timeline| {
+            timeline.document.mapped && timeline.id() == id && offset < timeline.document.start
+        })
+    }
+
+    /// Whether a server bears an id at an offset before the timelines under it begin, all of them behind another id: a
+    /// seed goes out under the id of its end from its snapshot on. A replica that has just learned of its master's new id
+    /// looks the same for a moment; what either holds is in the archive.
+    pub fn is_before_its_beginning(&self, id: ReplicationId, offset: Offset) -> bool {
+        let under_it = || self.timelines.values().filter(|it| it.id() == id);
+        let is_behind_another_id = |it: &Timeline| {
             let parent = it.document.parent;
-            parent.is_some_and(|parent| {
-                let parent = self.timelines.get(&parent.timeline);
-                parent.is_some_and(|parent| parent.id() != id)
-            })
+            let parent = parent.and_then(|parent| self.timelines.get(&parent.timeline));
+            parent.is_some_and(|parent| parent.id() != id)
         };
-        let is_before_all = under_it.clone().all(|it| offset < it.document.start);
-        is_mapped || (is_before_all && under_it.any(has_a_way))
+        under_it().all(|it| offset < it.document.start) && under_it().any(is_behind_another_id)
     }
 
     /// Whether a server under `id` at `offset` got all of a seed of this archive that is no longer all of it.

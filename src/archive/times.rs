@@ -78,28 +78,30 @@ fn is_far_ahead(at: UnixMillis, of: UnixMillis) -> bool {
 }
 
 /// Which of these times were told by a clock that was behind: it fell far, and then jumped to where it had been before. A
-/// fall that is not taken back says that the clock was ahead before it.
+/// fall that is not taken back says that the clock was ahead before it; so does one behind the jump, which then was none to
+/// the right time either.
 fn behind(told: &[UnixMillis]) -> Vec<bool> {
     let mut behind = vec![false; told.len()];
-    let mut before: Option<UnixMillis> = None;
-    for (number, at) in told.iter().copied().enumerate() {
-        if at == UnixMillis(u64::MAX) {
-            continue;
+    let says_something = |number: &usize| told[*number] != UnixMillis(u64::MAX);
+    let places: Vec<usize> = (0..told.len()).filter(says_something).collect();
+    let mut earliest_later = UnixMillis(u64::MAX);
+    for pair in places.windows(2).rev() {
+        let (number, at, previous) = (pair[1], told[pair[1]], told[pair[0]]);
+        if is_far_ahead(at, previous) && !is_far_ahead(at, earliest_later) {
+            let is_lower = |other: &UnixMillis| is_far_ahead(at, *other) || other.0 == u64::MAX;
+            let lower = told[..number]
+                .iter()
+                .rev()
+                .take_while(|other| is_lower(other));
+            let from = number - lower.count();
+            let had_been =
+                |other: &UnixMillis| is_far_ahead(*other, previous) && !is_far_ahead(*other, at);
+            if told[..from].iter().rev().any(had_been) {
+                behind[from..number].fill(true);
+            }
         }
-        let previous = before.replace(at).unwrap_or(at);
-        if !is_far_ahead(at, previous) {
-            continue;
-        }
-        let is_lower = |other: &UnixMillis| is_far_ahead(at, *other) || other.0 == u64::MAX;
-        let lower = told[..number]
-            .iter()
-            .rev()
-            .take_while(|other| is_lower(other));
-        let from = number - lower.count();
-        let had_been =
-            |other: &UnixMillis| is_far_ahead(*other, previous) && !is_far_ahead(*other, at);
-        if told[..from].iter().rev().any(had_been) {
-            behind[from..number].fill(true);
+        if !behind[number] {
+            earliest_later = earliest_later.min(at);
         }
     }
     behind
@@ -167,6 +169,24 @@ mod tests {
         let halfway = counted(&[right, (5, 20), (50 * DAY, 50 * DAY), later]);
         assert_eq!(halfway[..2], held[..2]);
         assert_eq!(halfway[6..], held[4..]);
+    }
+
+    #[test]
+    fn two_clocks_of_which_one_is_ahead_take_nothing_from_each_other() {
+        const HOUR: u64 = DAY / 24;
+        let at = |hour: u64| (hour * HOUR, hour * HOUR);
+        let pieces = [1000, 1048, 1001, 1049, 1002, 1050, 1003].map(at);
+        let hours = [1000, 1001, 1001, 1002, 1002, 1003, 1003];
+        let expected: Vec<u64> = hours.iter().flat_map(|it| [it * HOUR; 2]).collect();
+        assert_eq!(counted(&pieces), expected);
+    }
+
+    #[test]
+    fn a_machine_that_begins_in_1970_at_each_start() {
+        let now = 1000 * DAY;
+        let pieces = [(5, 20), (now, now + 5), (7, 30), (now + 50, now + 60)];
+        let expected = [5, 20, now, now + 5, now + 5, now + 5, now + 50, now + 60];
+        assert_eq!(counted(&pieces), expected);
     }
 
     #[test]

@@ -580,7 +580,7 @@ impl Runner {
             Action::Refuse(refusal) => {
                 self.observed.not_ready(refusal.to_string());
                 // Whatever the archive holds: it is not looked at each time.
-                if refusal == Refusal::ReplicaWaits {
+                if matches!(refusal, Refusal::ReplicaWaits | Refusal::LeftBehind) {
                     self.recent = Some(Recent {
                         at: read_at,
                         action,
@@ -589,7 +589,9 @@ impl Runner {
                     });
                 }
                 Ok(Round::Later(match refusal {
-                    Refusal::ReplicaWaits => Said::new(format!("not ready: {refusal}")),
+                    Refusal::ReplicaWaits | Refusal::LeftBehind => {
+                        Said::new(format!("not ready: {refusal}"))
+                    }
                     Refusal::SeedForbidden | Refusal::Contested(_) => {
                         Said::slow(format!("not ready: {refusal}"))
                     }

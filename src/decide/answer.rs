@@ -84,9 +84,6 @@ impl fmt::Display for Again {
 /// restart empty between INFO and PSYNC.
 pub fn after_sync(follow: &Follow, reply: Reply, before: &Server, after: &Server) -> Outcome {
     match (follow.offer, reply) {
-        (Some(offer), reply) if is_left_behind(follow, &offer, reply, after) => {
-            Outcome::Again(Again::ReplicaLags)
-        }
         (Some(offer), Reply::Continued { id }) => {
             let id = id.unwrap_or(offer.id);
             if id == offer.id && offer.tip {
@@ -135,17 +132,6 @@ pub fn after_sync(follow: &Follow, reply: Reply, before: &Server, after: &Server
             }
         }
     }
-}
-
-/// Whether a replica is still under an id that the archive's head has left: its master has died unnoticed, perhaps, and its
-/// link looks up. A branch of its own, even one without a byte, would rank above what came after that master (decision 54).
-fn is_left_behind(follow: &Follow, offer: &Offer, reply: Reply, after: &Server) -> bool {
-    let id = match reply {
-        Reply::Full { id, .. } => id,
-        Reply::Continued { id } => id.unwrap_or(offer.id),
-    };
-    let is_replica = matches!(after.role, Role::Replica { .. });
-    is_replica && id == offer.id && !offer.tip && !follow.accept
 }
 
 /// Whether the server's history contains what was offered, under an id that it had before its own.
@@ -279,37 +265,6 @@ mod tests {
         };
         let outcome = after_sync(&offering(true, None), full(1, 90), &replica, &replica);
         assert_eq!(outcome, Outcome::Again(Again::ReplicaLags));
-    }
-
-    #[test]
-    fn row_a_replica_under_an_id_that_the_head_has_left_begins_no_branch() {
-        let replica = Server {
-            role: Role::Replica { link_up: true },
-            ..server(1, 100)
-        };
-        let continued = Reply::Continued { id: None };
-        for reply in [continued, full(1, 900)] {
-            let outcome = |follow: &Follow| after_sync(follow, reply, &replica, &replica);
-            let again = Outcome::Again(Again::ReplicaLags);
-            assert_eq!(outcome(&offering(false, None)), again);
-            assert_ne!(outcome(&offering(true, None)), again, "the tip");
-            let accepted = Follow {
-                accept: true,
-                ..offering(false, None)
-            };
-            assert_ne!(outcome(&accepted), again, "somebody broke the glass");
-        }
-        let promoted = Server {
-            role: Role::Replica { link_up: true },
-            ..promoted(2, 1, 100)
-        };
-        let outcome = after_sync(
-            &offering(false, None),
-            Reply::Continued { id: Some(id(2)) },
-            &promoted,
-            &promoted,
-        );
-        assert!(matches!(outcome, Outcome::NewTimeline { .. }), "a new id");
     }
 
     #[test]

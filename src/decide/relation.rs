@@ -99,6 +99,8 @@ pub struct Look {
     pub tainted: bool,
     /// Another branch that advanced lately beside the head: no automatic seed may choose between them.
     pub rival: Option<Position>,
+    /// It is a replica under an id that the head has left just now: its master may be dead without its knowing.
+    pub left_behind: bool,
 }
 
 impl Look {
@@ -121,6 +123,9 @@ impl Look {
     }
 }
 
+/// A replica calls its link up for so long after its master has died without a word, milliseconds: `repl-timeout`, 60 s
+/// where nobody has set it, and as much again.
+const UNNOTICED_MILLIS_MAX: u64 = 120_000;
 /// Clocks of machines in one place differ by this much, milliseconds.
 const CLOCK_SKEW_MILLIS: u64 = 5_000;
 
@@ -134,15 +139,35 @@ pub fn look(server: &Server, catalog: &Catalog, now: UnixMillis) -> Look {
     let started_after = |at: UnixMillis| {
         at.0 > now.0 + CLOCK_SKEW_MILLIS || server.uptime_millis < now.0.saturating_sub(at.0)
     };
+    let relation = relate(server, catalog);
     Look {
         role: server.role,
-        relation: relate(server, catalog),
+        relation,
         empty: server.empty,
         untouched: server.untouched,
         restarted: head_last_at.is_some_and(started_after),
         tainted: server.replication_errors > 0,
         rival: catalog.rival(now),
+        left_behind: is_left_behind(server, &relation, catalog, now),
     }
+}
+
+/// Whether a replica is under an id that the head has left, so lately that its link would look up though its master is dead.
+/// A branch of its own, even one without a byte, would rank above what was acknowledged since (decision 54).
+fn is_left_behind(
+    server: &Server,
+    relation: &Relation,
+    catalog: &Catalog,
+    now: UnixMillis,
+) -> bool {
+    let is_on_a_branch =
+        matches!(relation, Relation::Branch(offer) if offer.id == server.id && !offer.tip);
+    let head = catalog.head();
+    let head = head.and_then(|head| catalog.timeline(head.timeline));
+    matches!(server.role, Role::Replica { .. })
+        && is_on_a_branch
+        && head
+            .is_some_and(|head| head.document.created_at.0.abs_diff(now.0) < UNNOTICED_MILLIS_MAX)
 }
 
 fn relate(server: &Server, catalog: &Catalog) -> Relation {
@@ -163,6 +188,7 @@ fn relate(server: &Server, catalog: &Catalog) -> Relation {
     }
     if server.role == Role::ReplicaOfUs
         && (catalog.is_unfinished_seed(server.id, server.offset)
+            || catalog.is_before_its_beginning(server.id, server.offset)
             || catalog.is_overtaken_seed(server.id, server.offset))
     {
         return Relation::HalfFilled;
@@ -539,13 +565,9 @@ pub(super) mod tests {
                 ..server(2, offset)
             };
             assert_eq!(relate(&ours, &catalog), Relation::HalfFilled, "{offset}");
-            // Somebody made it a master, or a replica copied it.
+            // Somebody made it a master: a replica that had just learned of the id looks the same.
             let promoted = promoted(9, 2, offset);
-            assert_eq!(
-                relate(&promoted, &catalog),
-                Relation::HalfFilled,
-                "{offset}"
-            );
+            assert_eq!(relate(&promoted, &catalog), Relation::Older, "{offset}");
         }
         let at_the_beginning = Server {
             role: Role::ReplicaOfUs,
@@ -554,7 +576,11 @@ pub(super) mod tests {
         let inside = Relation::Inside(offer(2, 2, 100, false));
         assert_eq!(relate(&at_the_beginning, &catalog), inside);
         // Under the first id these are places where its own server stood.
-        assert_ne!(relate(&promoted(9, 1, 50), &catalog), Relation::HalfFilled);
+        let own = Server {
+            role: Role::ReplicaOfUs,
+            ..server(1, 50)
+        };
+        assert_ne!(relate(&own, &catalog), Relation::HalfFilled);
         let lived_on = Sketch::default()
             .timeline(1, 1, None, 0)
             .snapshot(10)
@@ -563,7 +589,40 @@ pub(super) mod tests {
             .segment(101, 200)
             .timeline(3, 1, Some((2, 150)), 150)
             .catalog();
-        assert_ne!(relate(&promoted(9, 1, 50), &lived_on), Relation::HalfFilled);
+        assert_ne!(relate(&own, &lived_on), Relation::HalfFilled);
+    }
+
+    #[test]
+    fn a_replica_under_an_id_that_the_head_has_just_left_is_left_behind() {
+        let catalog = Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(10)
+            .segment(11, 100)
+            .timeline(2, 2, Some((1, 90)), 90)
+            .segment(91, 200)
+            .catalog();
+        let created = catalog.newest().unwrap().document.created_at.0;
+        let replica = Server {
+            role: Role::Replica { link_up: true },
+            ..server(1, 100)
+        };
+        let left = |server: &Server, after: u64| {
+            look(server, &catalog, UnixMillis(created + after)).left_behind
+        };
+        assert!(left(&replica, 0) && left(&replica, UNNOTICED_MILLIS_MAX - 1));
+        assert!(!left(&replica, UNNOTICED_MILLIS_MAX), "its master lives");
+        let master = server(1, 100);
+        assert!(!left(&master, 0), "it is what clients see");
+        let of_the_head = Server {
+            role: Role::Replica { link_up: true },
+            ..server(2, 150)
+        };
+        assert!(!left(&of_the_head, 0));
+        let of_another = Server {
+            role: Role::Replica { link_up: true },
+            ..promoted(3, 1, 100)
+        };
+        assert!(!left(&of_another, 0), "a new id: somebody was promoted");
     }
 
     #[test]

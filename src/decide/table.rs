@@ -65,6 +65,8 @@ pub enum Refusal {
     Contested(Position),
     /// A replica whose own link is down: it waits for its master, which may be another seeder.
     ReplicaWaits,
+    /// A replica whose master may be dead without its knowing.
+    LeftBehind,
 }
 
 impl fmt::Display for Refusal {
@@ -83,6 +85,11 @@ impl fmt::Display for Refusal {
             Self::ReplicaWaits => f.write_str(
                 "the server is a replica whose own link to its master is down: leaving it alone until that \
                  link is up or it is promoted",
+            ),
+            Self::LeftBehind => f.write_str(
+                "the server is a replica under a replication id that the archive's head left within the last two \
+                 minutes: its master may be dead without its knowing; if its link is still up then, that history is \
+                 followed as a branch",
             ),
         }
     }
@@ -120,6 +127,9 @@ pub enum Action {
 pub fn before_sync(look: &Look, policy: Policy) -> Action {
     match look.role {
         Role::Replica { link_up: false } => Action::Refuse(Refusal::ReplicaWaits),
+        Role::Replica { link_up: true } if look.left_behind && policy != Policy::StartOver => {
+            Action::Refuse(Refusal::LeftBehind)
+        }
         Role::Replica { link_up: true } => Action::Follow(follow(look, policy)),
         Role::Master => master(look, policy),
         Role::ReplicaOfUs => replica_of_us(look, policy),
@@ -260,6 +270,7 @@ mod tests {
                         restarted: bits & 4 != 0,
                         tainted: bits & 16 != 0,
                         rival: (bits & 8 != 0).then(|| at(7, 70)),
+                        left_behind: false,
                     };
                     for policy in POLICIES {
                         all.push((look, policy, before_sync(&look, policy)));
@@ -641,6 +652,22 @@ mod tests {
                     matches!(action, Action::Follow(_)),
                     "{look:?} under {policy:?}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn row_a_replica_that_the_head_has_just_left_behind_is_waited_for() {
+        for (look, policy, action) in everything() {
+            let left = Look {
+                left_behind: true,
+                ..look
+            };
+            let before = before_sync(&left, policy);
+            if look.role == (Role::Replica { link_up: true }) && policy != Policy::StartOver {
+                assert_eq!(before, Action::Refuse(Refusal::LeftBehind));
+            } else {
+                assert_eq!(before, action, "{left:?} under {policy:?}");
             }
         }
     }
