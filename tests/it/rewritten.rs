@@ -811,8 +811,9 @@ fn a_dump_of_a_half_filled_server_is_recognised() {
     half.server.client().save();
     half.server.kill();
     half.server.start_again();
-    let keys = half.server.keys();
-    assert!(half.server.is_master() && keys.is_some_and(|keys| keys > 50));
+    until("it has loaded what it had", DEADLINE, || {
+        half.server.is_master() && half.server.keys().is_some_and(|keys| keys > 50)
+    });
     half.perennial.start_again();
     until("it has everything", DEADLINE, || {
         half.server.is_master() && has_all(&half.server, &half.state)
