@@ -14,7 +14,7 @@ use perennial::proto::request::arguments;
 use perennial::proto::resp::CommandCursor;
 use perennial::restore::rewrite::Rewriter;
 use perennial::server::info::Info;
-use perennial::server::net::Address;
+use perennial::server::net::{Address, Endpoint};
 
 fuzz_target!(|data: &[u8]| {
     let [choice, seed, bytes @ ..] = data else {
@@ -98,14 +98,16 @@ fn pushed<'a>(rewriting: Rewriting, pieces: impl Iterator<Item = &'a [u8]>) -> V
     out.concat()
 }
 
-/// An address that was read prints as one that is read the same way; its password is never printed.
+/// The address of a server that was read prints as one that is read the same way, without a password. (A socket file's
+/// path is printed as it is, for people.)
 fn address(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };
     if let Ok(address) = text.parse::<Address>() {
         let printed = address.to_string();
-        if let Ok(again) = printed.parse::<Address>() {
+        if !matches!(address.endpoint, Endpoint::Unix(_)) {
+            let again: Address = printed.parse().expect("what was printed");
             assert_eq!(again.to_string(), printed);
             assert!(again.credentials.is_none());
         }
