@@ -7,6 +7,9 @@
 #![allow(clippy::print_stdout, reason = "a bench prints what it measured")]
 #![allow(clippy::cast_precision_loss, reason = "bytes, far below 2^53")]
 
+#[path = "common/cpu.rs"]
+mod cpu;
+
 use std::hint::black_box;
 use std::sync::Arc;
 
@@ -22,6 +25,8 @@ use perennial::position::{Offset, ReplicationId, TimelineSeq, UnixMillis};
 use perennial::restore::verify::verify;
 use perennial::store::Store;
 use perennial::store::memory::MemoryStore;
+
+use cpu::cpu_seconds;
 
 /// What one read of a socket yields, in bytes.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -222,14 +227,6 @@ async fn whole_archive(store: &dyn Store) -> u64 {
         store.create(&name, vec![bytes]).await.expect("memory");
     }
     raw_bytes
-}
-
-/// User and system time of this process, to the hundredth of a second (`man 5 proc`).
-fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").expect("Linux");
-    let (_, fields) = stat.rsplit_once(')').expect("a name in brackets");
-    let ticks = fields.split_whitespace().skip(11).take(2);
-    ticks.filter_map(|it| it.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
 /// The bar is 600 MB a second on one core, so twice that here where both are free.

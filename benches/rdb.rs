@@ -13,6 +13,9 @@
     reason = "a bench measures real time and prints what it found"
 )]
 
+#[path = "common/cpu.rs"]
+mod cpu;
+
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, Write};
 use std::time::Instant;
@@ -20,6 +23,8 @@ use std::time::Instant;
 use crc_fast::{CrcAlgorithm, Digest};
 use perennial::proto::rdb::{Checksum, Event, Scanner};
 use rdb::{Filter, RdbDecoder, Simple};
+
+use cpu::cpu_seconds;
 
 /// As much as is read at once, bytes.
 const PIECE_BYTES: usize = 1024 * 1024;
@@ -171,21 +176,6 @@ fn measure(what: &str, bytes: u64, bar: &str, mut run: impl FnMut() -> u64) {
         rates[ROUNDS / 2]
     });
     println!("{what:<40} {wall:>8.2} GB/s, {cpu:>5.2} a CPU second  {bar}");
-}
-
-/// User and system time of this process so far, in seconds (`man 5 proc`; the second field may contain anything).
-fn cpu_seconds() -> f64 {
-    /// Always a hundredth of a second on Linux (USER_HZ).
-    const TICKS_PER_SECOND: f64 = 100.0;
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let (_, fields) = stat.rsplit_once(')').unwrap();
-    let ticks: f64 = fields
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .map(|field| field.parse::<f64>().unwrap())
-        .sum();
-    ticks / TICKS_PER_SECOND
 }
 
 /// The most that this process has had resident, MiB.

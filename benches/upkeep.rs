@@ -3,6 +3,9 @@
 
 #![allow(clippy::print_stdout, reason = "a bench prints what it measured")]
 
+#[path = "common/cpu.rs"]
+mod cpu;
+
 use std::collections::BTreeSet;
 use std::hint::black_box;
 
@@ -11,6 +14,8 @@ use perennial::archive::layout::{DOCUMENT_FORMAT, Object, Source, Span, Timeline
 use perennial::archive::retention::{Dates, Policy, Stock, merges, prune, superfluous};
 use perennial::archive::timeline::Catalog;
 use perennial::position::{Offset, ReplicationId, TimelineSeq, UnixMillis};
+
+use cpu::cpu_seconds;
 
 const SEGMENTS: u64 = 100_000;
 const BEGIN: u64 = 1_800_000_000_000;
@@ -71,14 +76,6 @@ fn memory_max() -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     kilobytes.unwrap_or_default() * 1024
-}
-
-/// User and system time of this process, to the hundredth of a second (`man 5 proc`).
-fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
-    let ticks = fields.skip(11).take(2);
-    ticks.filter_map(|it| it.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
 fn planning(criterion: &mut Criterion) {
