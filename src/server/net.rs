@@ -362,6 +362,10 @@ impl Connection {
     /// # Errors
     /// [`AcceptError`].
     pub async fn accept(incoming: Incoming, tls: Option<&TlsServer>) -> Result<Self, AcceptError> {
+        #[cfg_attr(
+            not(feature = "simulation"),
+            expect(clippy::infallible_destructuring_match, reason = "one of two")
+        )]
         let stream = match incoming {
             Incoming::Tcp(stream) => stream,
             #[cfg(feature = "simulation")]
