@@ -92,8 +92,8 @@ pub struct Look {
     pub empty: bool,
     /// Nothing happened to its data since its process started.
     pub untouched: bool,
-    /// Its process started after the last byte of the head was received: whatever it holds came from a file
-    /// or from clients since, not from having been a replica all along.
+    /// Its process started after the last byte of the head was received, or so shortly before that clocks cannot tell: whatever
+    /// it holds came from a file or from clients since, not from having been a replica all along.
     pub restarted: bool,
     /// It could not apply everything that it was sent as a replica: its data are not those of its offset.
     pub tainted: bool,
@@ -134,10 +134,11 @@ pub fn look(server: &Server, catalog: &Catalog, now: UnixMillis) -> Look {
     let head_last_at = catalog
         .head()
         .map(|head| catalog.received_at(head.timeline));
-    // A clock that was set back proves nothing: taken for a restart, which trusts the server less. Streamers'
-    // clocks differ by seconds.
+    // A clock that was set back proves nothing: taken for a restart, which trusts the server less. The byte may bear the time
+    // of another streamer's clock: only a process that is older than it by what clocks differ was surely there.
     let started_after = |at: UnixMillis| {
-        at.0 > now.0 + CLOCK_SKEW_MILLIS || server.uptime_millis < now.0.saturating_sub(at.0)
+        let heard_ago = now.0.saturating_sub(at.0);
+        at.0 > now.0 + CLOCK_SKEW_MILLIS || server.uptime_millis < heard_ago + CLOCK_SKEW_MILLIS
     };
     let relation = relate(server, catalog);
     Look {

@@ -90,7 +90,7 @@ fn replica_of(master: &Server) -> Server {
     until("the replica is level and not young", DEADLINE, || {
         replica.info("replication")["master_link_status"] == "up"
             && offset(&replica) == offset(master)
-            && replica.info_number("server", "uptime_in_seconds") >= 4
+            && replica.is_not_young()
     });
     replica
 }

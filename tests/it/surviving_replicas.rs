@@ -77,11 +77,10 @@ impl Replica {
         )
     }
 
-    /// A process as young as the archive's last byte could be a restart from an old dump.
     #[track_caller]
     fn until_it_has_been_there_for_a_while(&self) {
         until("it has been there for a while", DEADLINE, || {
-            self.server.info_number("server", "uptime_in_seconds") >= 4
+            self.server.is_not_young()
         });
     }
 

@@ -234,9 +234,8 @@ fn any_moment_through_a_failover_and_a_seed(kind: Kind) {
         here["master_link_status"] == "up"
             && here["slave_repl_offset"] == master.info("replication")["master_repl_offset"]
     });
-    // A process as young as the archive's last byte could be a restart from an old dump.
     until("it has been there for a while", DEADLINE, || {
-        replica.info_number("server", "uptime_in_seconds") >= 4
+        replica.is_not_young()
     });
     // Not even into its socket.
     replica.pause();

@@ -438,6 +438,12 @@ impl Server {
             .unwrap_or_else(|_| panic!("{field} is not a number: {text}"))
     }
 
+    /// Whether its process is so old that, made a master now, it is not taken for one that came back from an old dump: older than
+    /// the archive's last byte by what the clocks of two machines may differ, five seconds (decision 2). INFO counts whole ones.
+    pub fn is_not_young(&self) -> bool {
+        self.info_number("server", "uptime_in_seconds") >= 7
+    }
+
     /// Whether it answers as a master now.
     pub fn is_master(&self) -> bool {
         self.try_info("replication")
