@@ -5,29 +5,27 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use super::announce::AnnouncedPort;
 use super::budget::Budget;
 use super::encode::Encoder;
-use super::later::{Later, SnapshotSource};
+use super::known::Known;
+use super::lane::{Lane, SnapshotNeed};
+use super::later::SnapshotSource;
 use super::link::Link;
-use super::pipeline::{Pipeline, SealOptions};
+use super::pipeline::SealOptions;
 use super::rate::Rate;
 use super::replicas;
 use super::report::Report;
 use super::schedule::{Schedule, ScheduleOptions};
 use super::snapshots::{Parting, SnapshotFailure, SnapshotPace, Taken};
 use super::spool::{Spool, SpoolOptions};
-use super::uploader::{Progress, Shared, Uploader};
-use crate::archive::block::{BlockContext, Boundary};
-use crate::archive::layout::{
-    AcceptedDocument, ArchiveId, DOCUMENT_FORMAT, Source, TimelineDocument,
-};
-use crate::archive::timeline::Catalog;
+use super::uploader::{Progress, Shared};
+use crate::archive::block::BlockContext;
+use crate::archive::layout::{AcceptedDocument, ArchiveId, DOCUMENT_FORMAT};
 use crate::clock::Clock;
-use crate::decide::{Again, Follow, Offer, Outcome, Reply, Role, Server, Suspicion, after_sync};
-use crate::position::{Offset, Position, ReplicationId, TimelineSeq};
+use crate::decide::{Again, Follow, Reply, Role, Server, after_sync};
+use crate::position::{Offset, TimelineSeq};
 use crate::proto::handshake::{Auth, PsyncRequest};
 use crate::proto::replica::{Event, Refusal, ReplicaOptions};
 use crate::proto::resp::Malformed;
@@ -36,7 +34,6 @@ use crate::server::info::{Info, MissingField};
 use crate::server::net::Address;
 use crate::server::sentinel::{Named, Word};
 use crate::server::tls::TlsServer;
-use crate::shell::quoted;
 use crate::store::catalog::Loaded;
 use crate::store::{Store, StoreError, catalog};
 
@@ -47,9 +44,6 @@ const HANDSHAKE_MILLIS: u64 = 180_000;
 const IDLE_MILLIS: u64 = 60_000;
 /// So long a link that was closed for want of room waits for it before a snapshot on schedule is given up.
 const ROOM_WAIT: Duration = Duration::from_secs(1);
-
-/// The first version that leaves the keys out of a full resync on request (`protocol-facts` 1.2).
-const FILTERS_SINCE: (u32, u32) = (7, 0);
 
 /// What is told to the master.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -150,59 +144,6 @@ impl fmt::Display for FollowEnd {
     }
 }
 
-/// What is known of the timeline that is written to, kept over broken links.
-#[derive(Debug)]
-pub(super) struct Lane {
-    pub(super) uploader: Arc<Uploader>,
-    /// What was received and is not in a piece yet. The next link resumes at its very last byte, inside a
-    /// command as well: else one that is longer than a link lasts would never arrive.
-    pub(super) pipeline: Pipeline,
-    pub(super) snapshot: SnapshotNeed,
-    /// Another one, on its way.
-    pub(super) later: Option<Later>,
-    /// Where no seed would use it: itself and its ancestors, of which one must be accepted before anything on
-    /// it is acknowledged.
-    pub(super) suspects: Vec<(TimelineSeq, ReplicationId)>,
-}
-
-/// Whether the timeline still waits for a snapshot.
-#[derive(Debug)]
-pub(super) enum SnapshotNeed {
-    /// Nothing is missing.
-    None,
-    /// To be fetched over a connection of its own, while a link is up: a server that comes up empty must not
-    /// be asked for a payload before it has been looked at.
-    Wanted,
-    /// It comes on the link itself, at this offset, because the server cannot leave it out.
-    OnLink(Offset),
-    /// On its way.
-    Running {
-        /// The attempt.
-        task: JoinHandle<Result<Taken, SnapshotFailure>>,
-        /// All of it is here, whatever becomes of the server: only the store has to take it.
-        received: bool,
-    },
-}
-
-impl SnapshotNeed {
-    /// After a full resync at `at`: its payload holds the keys, unless they could be left out.
-    fn of_full_resync(filtered: bool, at: Offset) -> Self {
-        if filtered {
-            Self::Wanted
-        } else {
-            Self::OnLink(at)
-        }
-    }
-}
-
-impl Drop for SnapshotNeed {
-    fn drop(&mut self) {
-        if let Self::Running { task, .. } = self {
-            task.abort();
-        }
-    }
-}
-
 /// Follows one server into one archive.
 #[derive(Debug)]
 pub struct Follower {
@@ -223,48 +164,11 @@ pub struct Follower {
     pub(super) asked_at: Offset,
     pub(super) report: Arc<Report>,
     pub(super) store: Arc<dyn Store>,
-    archive: ArchiveId,
+    pub(super) archive: ArchiveId,
     announced: Option<AnnouncedPort>,
     known: Known,
     /// Where Sentinels say which server is the master, and the one that is followed.
     named: Option<(watch::Receiver<Word>, Named)>,
-}
-
-/// What the last INFO said of how to ask.
-#[derive(Debug, Default)]
-struct Known {
-    /// What to announce.
-    version: Option<String>,
-    /// Which server it is.
-    server: Option<replicas::Version>,
-    /// Every full resync comes with all keys: the server is older than 7.0.
-    always_with_keys: bool,
-    /// The first byte in the backlog; `None` where INFO does not tell or there is no backlog.
-    backlog_first: Option<Offset>,
-    /// INFO says that there is no backlog.
-    no_backlog: bool,
-}
-
-impl Known {
-    fn learn(&mut self, info: &Info) {
-        let active = info.number("repl_backlog_active");
-        let first = info.number("repl_backlog_first_byte_offset");
-        *self = Self {
-            version: (info.server_name() == "valkey").then(|| info.version().to_owned()),
-            server: Some((info.server_name().to_owned(), info.version_numbers())),
-            always_with_keys: info.version_numbers() < FILTERS_SINCE,
-            backlog_first: first.filter(|_| active == Some(1)).map(Offset::new),
-            no_backlog: active == Some(0),
-        };
-    }
-
-    /// Whether the server still has the byte after `offset`, as far as INFO tells.
-    fn continues_after(&self, offset: Offset) -> bool {
-        !self.no_backlog
-            && self
-                .backlog_first
-                .is_none_or(|first| first <= offset.next())
-    }
 }
 
 impl Follower {
@@ -698,183 +602,6 @@ impl Follower {
             }
         }
     }
-
-    async fn open_lane(
-        &self,
-        outcome: Outcome,
-        offer: Option<Offer>,
-        loaded: &Loaded,
-        info: &Info,
-        filtered: bool,
-    ) -> Result<Lane, FollowEnd> {
-        let need = |at| SnapshotNeed::of_full_resync(filtered, at);
-        let doubt = |seq| suspects(&loaded.catalog, seq);
-        match outcome {
-            Outcome::Again(again) => Err(FollowEnd::Again(again)),
-            Outcome::Resume(position) => {
-                let known = loaded.boundary(position);
-                let id = offer
-                    .map(|offer| offer.id)
-                    .expect("only an offered position is resumed");
-                tracing::info!(%id, %position, "following: resumed from the archive");
-                Ok(self.lane(
-                    position.timeline,
-                    id,
-                    Some(known),
-                    known,
-                    SnapshotNeed::None,
-                    doubt(position.timeline),
-                ))
-            }
-            Outcome::Gap { timeline, from, to } => {
-                let id = offer
-                    .map(|offer| offer.id)
-                    .expect("only an offered position has a gap behind it");
-                let bytes = to.bytes_since(from);
-                self.report.gap();
-                tracing::warn!(
-                    %id, timeline = timeline.as_u32(), from = from.as_u64(), to = to.as_u64(), bytes,
-                    "gap: the master's backlog no longer held what was missed; moments inside the gap cannot \
-                     be restored; taking a new snapshot (a larger repl-backlog-size avoids this)"
-                );
-                let known = loaded.boundary(Position {
-                    timeline,
-                    offset: from,
-                });
-                let streams = Boundary {
-                    offset: to,
-                    database: None,
-                };
-                Ok(self.lane(
-                    timeline,
-                    id,
-                    Some(known),
-                    streams,
-                    need(to),
-                    doubt(timeline),
-                ))
-            }
-            Outcome::NewTimeline {
-                id,
-                parent,
-                start,
-                streams_after,
-                snapshot,
-                suspect,
-            } => {
-                let document =
-                    self.document(loaded.catalog.next_seq(), id, parent, start, suspect, info);
-                let seq = self.number(document, streams_after, loaded).await?;
-                say_new_timeline(seq, id, parent, start, suspect, &self.store.address());
-                let known = parent.map(|parent| Boundary {
-                    offset: start,
-                    database: loaded.boundary(parent).database,
-                });
-                let streams = match known {
-                    Some(known) if !snapshot => known,
-                    _ => Boundary {
-                        offset: streams_after,
-                        database: None,
-                    },
-                };
-                let need = if snapshot {
-                    need(streams_after)
-                } else {
-                    SnapshotNeed::None
-                };
-                let mut doubtful = parent
-                    .map(|parent| doubt(parent.timeline))
-                    .unwrap_or_default();
-                if suspect.is_some() || !doubtful.is_empty() {
-                    doubtful.push((seq, id));
-                }
-                Ok(self.lane(seq, id, known, streams, need, doubtful))
-            }
-        }
-    }
-
-    /// Creates the timeline, or finds the one that an attempt without a snapshot left behind.
-    async fn number(
-        &self,
-        document: TimelineDocument,
-        streams_after: Offset,
-        loaded: &Loaded,
-    ) -> Result<TimelineSeq, FollowEnd> {
-        if document.parent.is_none()
-            && let Some(root) = loaded.catalog.unfinished_root(document.id, streams_after)
-            && root.document.suspect.is_some() == document.suspect.is_some()
-        {
-            return Ok(root.seq());
-        }
-        match catalog::create_timeline(&*self.store, &document).await {
-            Ok(true) => Ok(document.seq),
-            Ok(false) => Err(FollowEnd::Again(Again::NumberTaken)),
-            Err(error) => Err(FollowEnd::Store(error)),
-        }
-    }
-
-    fn lane(
-        &self,
-        timeline: TimelineSeq,
-        id: ReplicationId,
-        known: Option<Boundary>,
-        received: Boundary,
-        snapshot: SnapshotNeed,
-        suspects: Vec<(TimelineSeq, ReplicationId)>,
-    ) -> Lane {
-        let context = BlockContext {
-            archive: self.archive,
-            timeline,
-            id,
-        };
-        let shared = self.shared.clone();
-        let uploader = Uploader::new(Arc::clone(&self.store), context, known, shared);
-        let pipeline = Pipeline::new(self.options.seal, received);
-        Lane {
-            uploader,
-            pipeline,
-            snapshot,
-            later: None,
-            suspects,
-        }
-    }
-
-    fn document(
-        &self,
-        seq: TimelineSeq,
-        id: ReplicationId,
-        parent: Option<Position>,
-        start: Offset,
-        suspect: Option<Suspicion>,
-        info: &Info,
-    ) -> TimelineDocument {
-        TimelineDocument {
-            format: DOCUMENT_FORMAT,
-            seq,
-            id,
-            parent,
-            start,
-            mapped: false,
-            suspect: suspect.map(|suspicion| suspicion.to_string()),
-            created_at: self.clock.unix(),
-            created_by: concat!("perennial ", env!("CARGO_PKG_VERSION")).to_owned(),
-            source: Source {
-                server: info.server_name().to_owned(),
-                version: info.version().to_owned(),
-                run_id: info.text("run_id").unwrap_or("?").to_owned(),
-                address: self.redis.to_string(),
-                replica: passes_on(info, start),
-            },
-        }
-    }
-}
-
-/// Whether some of the bytes behind `after` were spelled by another server than the one that sends them: it is a
-/// replica, or was one until later than that and then took over, from an older version perhaps.
-fn passes_on(info: &Info, after: Offset) -> bool {
-    let own_from = info.number("second_repl_offset");
-    info.text("role") == Some("slave")
-        || own_from.is_some_and(|own_from| own_from > after.next().as_u64())
 }
 
 /// A server before 7.0 that loads its own dump takes a new id and keeps no trace of the old one: nothing shows
@@ -894,47 +621,6 @@ async fn warn_of_dumps(control: &mut Control, info: &Info) {
          `save \"\"` (6.0 and later) and without the dump.rdb that is there, or as a replica of --seed-listen",
         info.version()
     );
-}
-
-/// A suspect timeline and its ancestors, of which each may be accepted; nothing for any other.
-fn suspects(catalog: &Catalog, seq: TimelineSeq) -> Vec<(TimelineSeq, ReplicationId)> {
-    if catalog.suspect(seq).is_none() {
-        return Vec::new();
-    }
-    let chain = catalog.lineage(Position {
-        timeline: seq,
-        offset: Offset::ZERO,
-    });
-    chain
-        .into_iter()
-        .filter_map(|step| catalog.timeline(step.timeline))
-        .map(|timeline| (timeline.seq(), timeline.id()))
-        .collect()
-}
-
-fn say_new_timeline(
-    seq: TimelineSeq,
-    id: ReplicationId,
-    parent: Option<Position>,
-    start: Offset,
-    suspect: Option<Suspicion>,
-    address: &str,
-) {
-    match (suspect, parent) {
-        (Some(why), _) => tracing::error!(
-            timeline = seq.as_u32(), %id, start = start.as_u64(),
-            "suspect timeline: {why}. It is archived but no seed will use it; if this server is right, run \
-             `perennial accept {seq} --archive {}`; if not, stop it, remove its dump and append-only files, and \
-             start it empty: it is then filled from the head",
-            quoted(address)
-        ),
-        (None, Some(parent)) => {
-            tracing::info!(timeline = seq.as_u32(), %id, %parent, "following: a child timeline begins");
-        }
-        (None, None) => {
-            tracing::info!(timeline = seq.as_u32(), %id, start = start.as_u64(), "following: a new timeline begins")
-        }
-    }
 }
 
 pub(super) fn auth_of(address: &Address) -> Option<Auth> {
@@ -964,51 +650,4 @@ pub(super) fn link_end(event: &Event) -> FollowEnd {
         | Event::PayloadEnds { .. }
         | Event::Stream(_) => "the server sent something out of order".into(),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn known(backlog: &str) -> bool {
-        let mut known = Known::default();
-        known.learn(&Info::parse(backlog));
-        known.continues_after(Offset::new(100))
-    }
-
-    #[test]
-    fn what_the_backlog_holds_can_be_continued() {
-        let active = "repl_backlog_active:1\r\nrepl_backlog_first_byte_offset:";
-        assert!(known(&format!("{active}1")));
-        assert!(known(&format!("{active}101")));
-        assert!(!known(&format!("{active}102")));
-        assert!(!known(
-            "repl_backlog_active:0\r\nrepl_backlog_first_byte_offset:0"
-        ));
-        assert!(known(""), "what INFO does not tell is asked");
-    }
-
-    #[test]
-    fn what_a_promoted_replica_had_from_its_master_is_not_its_own() {
-        let passed_on = |info: &str| passes_on(&Info::parse(info), Offset::new(100));
-        assert!(passed_on("role:slave\r\nsecond_repl_offset:-1"));
-        assert!(!passed_on("role:master\r\nsecond_repl_offset:-1"));
-        assert!(!passed_on("role:master\r\nsecond_repl_offset:101"));
-        assert!(passed_on("role:master\r\nsecond_repl_offset:102"));
-    }
-
-    #[test]
-    fn only_valkey_is_told_a_version_and_only_old_servers_send_keys_unasked() {
-        let learned = |info: &str| {
-            let mut known = Known::default();
-            known.learn(&Info::parse(info));
-            (known.version, known.always_with_keys)
-        };
-        assert_eq!(learned("redis_version:6.2.14"), (None, true));
-        assert_eq!(learned("redis_version:7.0.15"), (None, false));
-        assert_eq!(
-            learned("redis_version:7.2.4\r\nvalkey_version:9.1.2"),
-            (Some("9.1.2".into()), false)
-        );
-    }
 }

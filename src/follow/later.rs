@@ -8,7 +8,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::follower::{FollowEnd, Follower, SnapshotNeed, auth_of};
+use super::follower::{FollowEnd, Follower, auth_of};
+use super::lane::SnapshotNeed;
 use super::replayed::{ReplayError, Replaying, Replays};
 use super::replicas::{NoSource, usable};
 use super::schedule::{Reason, Standing};

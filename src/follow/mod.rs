@@ -19,6 +19,8 @@ pub mod budget;
 pub mod durable;
 pub mod encode;
 pub mod follower;
+mod known;
+mod lane;
 mod later;
 pub mod link;
 pub mod pipeline;

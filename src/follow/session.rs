@@ -8,7 +8,8 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::budget::Reservation;
-use super::follower::{AckMode, FollowEnd, Follower, SnapshotNeed, link_end};
+use super::follower::{AckMode, FollowEnd, Follower, link_end};
+use super::lane::SnapshotNeed;
 use super::later::Turn;
 use super::link::Link;
 use super::pipeline::Pipeline;

@@ -122,6 +122,8 @@ impl World {
         until("the empty server is promoted", DEADLINE, || {
             first.is_master()
         });
+        // Whoever writes before a server has a backlog has its WAIT answered by any replica that is attached.
+        archive.until_durable();
         open_accounts(&first.address());
         until_stored(&first, followers.len());
         let clients = Clients::start(&first.address(), kind.speaks >= (7, 0), random);
