@@ -432,6 +432,38 @@ impl Catalog {
             .and_then(|(parent, _)| self.suspect(parent.seq()))
     }
 
+    /// The timelines of which one must be accepted before this one is no longer suspect: itself and its ancestors up to the one
+    /// that the suspicion began with. What lies before that cures nothing. Empty where nothing is suspected.
+    pub fn to_be_accepted(&self, seq: TimelineSeq) -> Vec<(TimelineSeq, ReplicationId)> {
+        if self.suspect(seq).is_none() {
+            return Vec::new();
+        }
+        let mut found = Vec::new();
+        let mut current = self.timelines.get(&seq);
+        while let Some(timeline) = current {
+            found.push((timeline.seq(), timeline.id()));
+            if timeline.document.suspect.is_some() {
+                break;
+            }
+            current = self.parent(timeline).map(|(parent, _)| parent);
+        }
+        found
+    }
+
+    /// The newest timeline that goes on from the end of a suspect one and is suspect only with it: what its server became.
+    pub fn goes_on_as(&self, seq: TimelineSeq) -> Option<TimelineSeq> {
+        self.suspect(seq)?;
+        let next = self.timelines.values().rev().find(|timeline| {
+            let of_it = self
+                .parent(timeline)
+                .is_some_and(|(_, at)| at.timeline == seq && Some(at.offset) >= self.end(seq));
+            of_it
+                && self.end(timeline.seq()).is_some()
+                && self.to_be_accepted(timeline.seq()).len() > 1
+        })?;
+        Some(self.goes_on_as(next.seq()).unwrap_or(next.seq()))
+    }
+
     fn rank(timeline: &Timeline) -> (TimelineSeq, u32) {
         let own = (timeline.seq(), 0);
         timeline.accepted.map_or(own, |accepted| accepted.max(own))

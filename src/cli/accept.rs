@@ -63,6 +63,12 @@ pub async fn run(arguments: &AcceptArguments, clock: &dyn Clock) -> anyhow::Resu
     if catalog.end(seq).is_none() {
         bail!("nothing on timeline {seq} can be restored yet: wait until its snapshot is complete");
     }
+    if let Some(newest) = catalog.goes_on_as(seq).filter(|_| !arguments.force) {
+        bail!(
+            "timeline {newest} goes on from the end of timeline {seq} and is suspect with it: accept {newest}, which holds all \
+             of {seq} as well. To leave out what came on it, add --force"
+        );
+    }
     let before = catalog.head();
     if let Some(head) = before
         && !arguments.force

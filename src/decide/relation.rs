@@ -39,6 +39,8 @@ pub struct Server {
     pub uptime_millis: u64,
     /// Commands of a master that it could not apply since it started (`unexpected_error_replies`, 7.0+).
     pub replication_errors: u64,
+    /// No master has sent it anything since it started, or since its statistics were set back (`total_net_repl_input_bytes`, 7.0+).
+    pub never_replicated: bool,
 }
 
 /// A position to ask for in PSYNC.
@@ -92,8 +94,8 @@ pub struct Look {
     pub empty: bool,
     /// Nothing happened to its data since its process started.
     pub untouched: bool,
-    /// Its process started after the last byte of the head was received, or so shortly before that clocks cannot tell: whatever
-    /// it holds came from a file or from clients since, not from having been a replica all along.
+    /// Its process started after the last byte of the head was received, or so shortly before that clocks cannot tell, or its past
+    /// was never sent to it: whatever it holds came from a file or from clients since, not from having been a replica all along.
     pub restarted: bool,
     /// It could not apply everything that it was sent as a replica: its data are not those of its offset.
     pub tainted: bool,
@@ -146,11 +148,24 @@ pub fn look(server: &Server, catalog: &Catalog, now: UnixMillis) -> Look {
         relation,
         empty: server.empty,
         untouched: server.untouched,
-        restarted: head_last_at.is_some_and(started_after),
+        restarted: head_last_at.is_some_and(started_after) || came_from_a_file(server, catalog),
         tainted: server.replication_errors > 0,
         rival: catalog.rival(now),
         left_behind: is_left_behind(server, &relation, catalog, now),
     }
+}
+
+/// Whether a master has its past from a file: it bears the id of another history, and never got a byte of it from anybody. An id
+/// that it counts under itself is of this process, however it began.
+fn came_from_a_file(server: &Server, catalog: &Catalog) -> bool {
+    let is_its_own = || {
+        let mut timelines = catalog.timelines();
+        timelines.any(|timeline| timeline.id() == server.id)
+    };
+    server.role == Role::Master
+        && server.previous.is_some()
+        && server.never_replicated
+        && !is_its_own()
 }
 
 /// Whether a replica is under an id that the head has left, so lately that its link would look up though its master is dead.

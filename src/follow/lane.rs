@@ -11,7 +11,6 @@ use super::snapshots::{SnapshotFailure, Taken};
 use super::uploader::Uploader;
 use crate::archive::block::{BlockContext, Boundary};
 use crate::archive::layout::{DOCUMENT_FORMAT, Source, TimelineDocument};
-use crate::archive::timeline::Catalog;
 use crate::decide::{Again, Offer, Outcome, Suspicion};
 use crate::position::{Offset, Position, ReplicationId, TimelineSeq};
 use crate::server::info::Info;
@@ -26,11 +25,13 @@ pub(super) struct Lane {
     /// What was received and is not in a piece yet. The next link resumes at its very last byte, inside a
     /// command as well: else one that is longer than a link lasts would never arrive.
     pub(super) pipeline: Pipeline,
+    /// Behind this its stream is received without a hole: a snapshot that it waits for must not stand before.
+    pub(super) streams_after: Offset,
     pub(super) snapshot: SnapshotNeed,
     /// Another one, on its way.
     pub(super) later: Option<Later>,
-    /// Where no seed would use it: itself and its ancestors, of which one must be accepted before anything on
-    /// it is acknowledged.
+    /// Where no seed would use it: what [`Catalog::to_be_accepted`](crate::archive::timeline::Catalog::to_be_accepted) names.
+    /// Before one of them is accepted nothing on it is acknowledged.
     pub(super) suspects: Vec<(TimelineSeq, ReplicationId)>,
 }
 
@@ -83,7 +84,7 @@ impl Follower {
         filtered: bool,
     ) -> Result<Lane, FollowEnd> {
         let need = |at| SnapshotNeed::of_full_resync(filtered, at);
-        let doubt = |seq| suspects(&loaded.catalog, seq);
+        let doubt = |seq| loaded.catalog.to_be_accepted(seq);
         match outcome {
             Outcome::Again(again) => Err(FollowEnd::Again(again)),
             Outcome::Resume(position) => {
@@ -157,9 +158,11 @@ impl Follower {
                 } else {
                     SnapshotNeed::None
                 };
-                let mut doubtful = parent
-                    .map(|parent| doubt(parent.timeline))
-                    .unwrap_or_default();
+                // A suspicion of its own is not cured where the parent's would be.
+                let mut doubtful = match parent {
+                    Some(parent) if suspect.is_none() => doubt(parent.timeline),
+                    _ => Vec::new(),
+                };
                 if suspect.is_some() || !doubtful.is_empty() {
                     doubtful.push((seq, id));
                 }
@@ -208,6 +211,7 @@ impl Follower {
         Lane {
             uploader,
             pipeline,
+            streams_after: received.offset,
             snapshot,
             later: None,
             suspects,
@@ -250,22 +254,6 @@ fn passes_on(info: &Info, after: Offset) -> bool {
     let own_from = info.number("second_repl_offset");
     info.text("role") == Some("slave")
         || own_from.is_some_and(|own_from| own_from > after.next().as_u64())
-}
-
-/// A suspect timeline and its ancestors, of which each may be accepted; nothing for any other.
-fn suspects(catalog: &Catalog, seq: TimelineSeq) -> Vec<(TimelineSeq, ReplicationId)> {
-    if catalog.suspect(seq).is_none() {
-        return Vec::new();
-    }
-    let chain = catalog.lineage(Position {
-        timeline: seq,
-        offset: Offset::ZERO,
-    });
-    chain
-        .into_iter()
-        .filter_map(|step| catalog.timeline(step.timeline))
-        .map(|timeline| (timeline.seq(), timeline.id()))
-        .collect()
 }
 
 fn say_new_timeline(

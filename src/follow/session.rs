@@ -508,7 +508,8 @@ impl Follower {
         let ask = Ask {
             options,
             beside: None,
-            floor: Offset::ZERO,
+            // Behind a name there may be several servers, of which another one lags.
+            floor: lane.streams_after,
             derived: None,
         };
         let task = tokio::spawn(async move {

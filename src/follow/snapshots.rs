@@ -132,14 +132,16 @@ pub enum SnapshotFailure {
         /// What is wrong.
         error: SnapshotError,
     },
-    /// What the server holds is older than what the archive has a snapshot of.
-    #[error("{address} lags behind: its snapshot would stand at {offset}, the last one at {floor}")]
+    /// What the server holds is older than what a snapshot is wanted of.
+    #[error(
+        "{address} lags behind: its snapshot would stand at {offset}, before {floor}, where it is of no use"
+    )]
     Behind {
         /// The server.
         address: String,
         /// Its snapshot's.
         offset: Offset,
-        /// The last one's.
+        /// Where the stream that is followed begins, or the last snapshot stands.
         floor: Offset,
     },
     /// A server that was filled from the archive does not stand where it was filled to.

@@ -159,6 +159,7 @@ impl Info {
                 .saturating_mul(1000)
                 .saturating_sub(1000),
             replication_errors: self.number("unexpected_error_replies").unwrap_or(0),
+            never_replicated: self.number("total_net_repl_input_bytes") == Some(0),
         })
     }
 

@@ -123,11 +123,9 @@ impl Truth {
     fn at(&mut self, id: ReplicationId, offset: u64) -> Option<Applier> {
         let branch = self.branches.get(&id)?;
         let (start, parent) = (branch.start, branch.parent);
+        // Below its beginning a place is its parent's, whatever it began with itself.
         if offset < start {
-            if branch.base.is_some() {
-                return None;
-            }
-            return self.at(parent?.0, offset);
+            return self.at(parent.filter(|(_, upto)| offset <= *upto)?.0, offset);
         }
         let reached = branch.reached.as_ref().filter(|(upto, _)| *upto <= offset);
         let (from, mut applier) = match (reached, &branch.base, parent) {

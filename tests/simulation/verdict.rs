@@ -96,6 +96,16 @@ pub async fn acknowledged(place: Place) {
         ));
         return;
     };
+    // A seed would leave it out.
+    let is_suspect = |position: &Position| catalog.suspect(position.timeline).is_some();
+    if found.iter().all(is_suspect) {
+        trace::violation(format!(
+            "{} was acknowledged up to {}, which is suspect: {}",
+            place.0,
+            place.1,
+            told(&catalog)
+        ));
+    }
     if is_one_in(place, LOOKED_AT_EACH * RESTORED_EACH) {
         check_restored(&catalog, *position, place).await;
     }

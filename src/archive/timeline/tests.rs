@@ -210,6 +210,61 @@ fn suspects_and_what_continues_them_are_never_the_head_until_accepted() {
 }
 
 #[test]
+fn what_lies_before_a_suspicion_does_not_cure_it() {
+    let sketch = Sketch::default()
+        .timeline(1, 1, None, 0)
+        .snapshot(0)
+        .segment(1, 100)
+        .accepted(1, 1)
+        .timeline(2, 2, Some((1, 60)), 60)
+        .suspect("from an old dump")
+        .segment(61, 70)
+        .timeline(3, 3, Some((2, 70)), 70)
+        .segment(71, 80);
+    let of = |catalog: &Catalog, seq| {
+        let found = catalog.to_be_accepted(TimelineSeq::new(seq));
+        found
+            .into_iter()
+            .map(|(seq, _)| seq.as_u32())
+            .collect::<Vec<_>>()
+    };
+    let catalog = sketch.catalog();
+    assert!(catalog.suspect(TimelineSeq::new(3)).is_some());
+    assert_eq!(of(&catalog, 1), [0; 0]);
+    assert_eq!(of(&catalog, 2), [2]);
+    assert_eq!(of(&catalog, 3), [3, 2]);
+}
+
+#[test]
+fn a_suspect_that_went_on_under_another_id_is_accepted_as_what_it_became() {
+    let suspect = || {
+        Sketch::default()
+            .timeline(1, 1, None, 0)
+            .snapshot(0)
+            .segment(1, 100)
+            .timeline(2, 2, None, 0)
+            .suspect("of unknown past")
+            .snapshot(3)
+            .segment(4, 9)
+    };
+    let became = |sketch: Sketch| {
+        let catalog = sketch.catalog();
+        catalog
+            .goes_on_as(TimelineSeq::new(2))
+            .map(TimelineSeq::as_u32)
+    };
+    assert_eq!(became(suspect()), None);
+    let next = || suspect().timeline(3, 3, Some((2, 9)), 9).segment(10, 12);
+    assert_eq!(became(next()), Some(3));
+    let twice = next().timeline(4, 4, Some((3, 12)), 12).segment(13, 20);
+    assert_eq!(became(twice), Some(4));
+    let earlier = suspect().timeline(3, 3, Some((2, 5)), 5).segment(6, 7);
+    assert_eq!(became(earlier), None, "it lacks what came on 2 since");
+    assert_eq!(became(next().suspect("of its own")), None);
+    assert_eq!(became(suspect().accepted(2, 1)), None);
+}
+
+#[test]
 fn an_acceptance_outranks_everything_numbered_before_it_and_nothing_after() {
     let catalog = Sketch::default()
         .timeline(1, 1, None, 0)

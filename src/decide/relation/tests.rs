@@ -13,6 +13,7 @@ pub(in crate::decide) fn server(byte: u8, offset: u64) -> Server {
         untouched: true,
         uptime_millis: 1,
         replication_errors: 0,
+        never_replicated: false,
     }
 }
 
@@ -510,4 +511,33 @@ fn a_process_younger_than_the_heads_last_byte_has_restarted() {
     // Another streamer stored that byte, and its clock was ahead: by ours the process was there already.
     assert!(aged(age_of_last_byte + CLOCK_SKEW_MILLIS - 1));
     assert!(!aged(age_of_last_byte + CLOCK_SKEW_MILLIS));
+}
+
+#[test]
+fn whoever_has_its_past_from_a_file_has_restarted_however_long_ago() {
+    let catalog = chain();
+    let old = Server {
+        uptime_millis: u64::MAX / 2,
+        ..promoted(9, 2, 150)
+    };
+    let restarted = |server: &Server| look(server, &catalog, UnixMillis(10_000)).restarted;
+    assert!(!restarted(&old), "it may have got its past from a master");
+    let from_a_file = Server {
+        never_replicated: true,
+        ..old
+    };
+    assert!(restarted(&from_a_file));
+    let under_its_own_id = Server {
+        id: id(2),
+        ..from_a_file.clone()
+    };
+    assert!(
+        !restarted(&under_its_own_id),
+        "the archive followed this very process"
+    );
+    let without_a_past = Server {
+        previous: None,
+        ..from_a_file
+    };
+    assert!(!restarted(&without_a_past));
 }

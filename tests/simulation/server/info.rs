@@ -30,6 +30,7 @@ impl State {
         field("rdb_last_save_time", &(saved + self.saved_at.as_secs()));
         field("aof_enabled", &0);
         field("unexpected_error_replies", &self.errors);
+        field("total_net_repl_input_bytes", &self.replicated);
         match &self.role {
             Role::Master => field("role", &"master"),
             Role::Replica(master) => {

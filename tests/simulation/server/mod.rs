@@ -75,6 +75,8 @@ pub struct State {
     saved_at: Duration,
     started: Duration,
     errors: u64,
+    /// Bytes that it got from masters.
+    replicated: u64,
     /// It got data, or more of them, from a Perennial since it became a replica.
     filled: bool,
     /// It lacks what was acknowledged of what it was before.
@@ -134,6 +136,7 @@ impl Server {
             saved_at: chance::elapsed(),
             started: chance::elapsed(),
             errors: 0,
+            replicated: 0,
             filled: false,
             lossy,
             last,

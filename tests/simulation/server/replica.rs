@@ -196,6 +196,7 @@ async fn load(
     {
         let mut state = current(server, epoch)?;
         state.loading = true;
+        state.replicated += payload.len() as u64;
         state.applier.data.clear();
     }
     tokio::time::sleep(chance::millis(0, 200)).await;
@@ -244,6 +245,7 @@ async fn stream(server: &Server, link: &mut Link, epoch: u64) -> io::Result<()> 
                 let mut state = current(server, epoch)?;
                 check_bytes(&state, server.name, received, &bytes);
                 received += bytes.len() as u64;
+                state.replicated += bytes.len() as u64;
                 apply(&mut state, base, &mut waiting, &bytes)?
             };
             if asked {
