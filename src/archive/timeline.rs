@@ -2,7 +2,7 @@
 //! head. Pure values; reading them through a store is `store::catalog`'s work.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 
 use crate::archive::layout::{ArchiveDocument, Object, ObjectName, TimelineDocument};
@@ -27,6 +27,8 @@ pub struct Catalog {
     /// The highest number of any folder, counted or not.
     highest: Option<TimelineSeq>,
     fragments: Vec<Fragment>,
+    /// Numbers that two folders bear.
+    twins: BTreeSet<TimelineSeq>,
     /// Things that are wrong with the listing, in plain words.
     pub problems: Vec<String>,
 }
@@ -158,12 +160,14 @@ impl Catalog {
         }
         let mut timelines: BTreeMap<TimelineSeq, Timeline> = BTreeMap::new();
         let mut contested: Vec<TimelineSeq> = Vec::new();
+        let mut twins = BTreeSet::new();
         for ((seq, _), mut timeline) in folders {
             timeline.finish();
             let Some(kept) = timelines.get(&seq) else {
                 timelines.insert(seq, timeline);
                 continue;
             };
+            twins.insert(seq);
             match timeline.weight().cmp(&kept.weight()) {
                 Ordering::Less => {}
                 Ordering::Greater => {
@@ -179,13 +183,43 @@ impl Catalog {
             }
         }
         timelines.retain(|seq, _| !contested.contains(seq));
-        Self {
+        let mut catalog = Self {
             archive,
             timelines,
             highest,
             fragments,
             problems,
+            twins,
+        };
+        catalog.hand_down();
+        catalog
+    }
+
+    /// What a timeline has from its ancestors: one pass, since each is younger than its parent. A history of many restarts is a
+    /// long chain, and everything asks for this.
+    fn hand_down(&mut self) {
+        let all: Vec<TimelineSeq> = self.timelines.keys().copied().collect();
+        for seq in all {
+            let Some(timeline) = self.timelines.get(&seq) else {
+                continue;
+            };
+            let parent = self.parent(timeline);
+            let inherited =
+                parent.is_some_and(|(parent, at)| Self::restorable_on(parent, at.offset));
+            let suspected_with = match (&timeline.accepted, &timeline.document.suspect) {
+                (Some(_), _) => None,
+                (None, Some(_)) => Some(seq),
+                (None, None) => parent.and_then(|(parent, _)| parent.suspected_with),
+            };
+            if let Some(timeline) = self.timelines.get_mut(&seq) {
+                (timeline.inherited, timeline.suspected_with) = (inherited, suspected_with);
+            }
         }
+    }
+
+    /// Whether another folder bears the number of this timeline: which of the two counts is told by what they hold.
+    pub fn has_twin(&self, seq: TimelineSeq) -> bool {
+        self.twins.contains(&seq)
     }
 
     /// Snapshots of which parts are missing: cut short, or being written.
@@ -242,6 +276,7 @@ impl Catalog {
                 timeline.finish();
             }
         }
+        self.hand_down();
         self.problems.push(format!("{name} is damaged: {why}"));
     }
 
@@ -261,6 +296,7 @@ impl Catalog {
             });
             timeline.finish();
         }
+        rest.hand_down();
         rest
     }
 
@@ -280,40 +316,34 @@ impl Catalog {
     /// Whether the start of a timeline can be restored from its parent.
     pub fn is_inherited(&self, seq: TimelineSeq) -> bool {
         let timeline = self.timelines.get(&seq);
-        timeline
-            .and_then(|timeline| self.parent(timeline))
-            .is_some_and(|(parent, position)| self.restorable_on(parent, position.offset))
+        timeline.is_some_and(|timeline| timeline.inherited)
     }
 
     /// Positions from which the stream of `timeline` can be applied: complete snapshots, and its start where
     /// the parent can be restored there.
-    fn bases<'a>(&'a self, timeline: &'a Timeline) -> impl Iterator<Item = Offset> + 'a {
-        let inherited = self
-            .parent(timeline)
-            .filter(|(parent, position)| self.restorable_on(parent, position.offset))
-            .map(|_| timeline.document.start);
+    fn bases(timeline: &Timeline) -> impl Iterator<Item = Offset> + '_ {
+        let inherited = timeline.inherited.then_some(timeline.document.start);
         inherited
             .into_iter()
             .chain(timeline.snapshots.iter().map(|snapshot| snapshot.offset))
     }
 
-    fn restorable_on(&self, timeline: &Timeline, offset: Offset) -> bool {
-        self.bases(timeline)
-            .any(|base| base <= offset && timeline.reach(base) >= offset)
+    fn restorable_on(timeline: &Timeline, offset: Offset) -> bool {
+        Self::bases(timeline).any(|base| base <= offset && timeline.reach(base) >= offset)
     }
 
     /// `true` where everything up to this position can be rebuilt from the store alone.
     pub fn is_restorable(&self, position: Position) -> bool {
         self.timelines
             .get(&position.timeline)
-            .is_some_and(|timeline| self.restorable_on(timeline, position.offset))
+            .is_some_and(|timeline| Self::restorable_on(timeline, position.offset))
     }
 
     /// The highest byte of a timeline up to which everything can be rebuilt, an unfinished command at its end
     /// included. `None` where nothing can.
     pub fn stored_end(&self, seq: TimelineSeq) -> Option<Offset> {
         let timeline = self.timelines.get(&seq)?;
-        self.bases(timeline).map(|base| timeline.reach(base)).max()
+        Self::bases(timeline).map(|base| timeline.reach(base)).max()
     }
 
     /// The highest position of a timeline that can be restored: the last command boundary where it is known.
@@ -349,8 +379,7 @@ impl Catalog {
         let Some(timeline) = self.timelines.get(&seq) else {
             return Vec::new();
         };
-        let mut windows: Vec<Run> = self
-            .bases(timeline)
+        let mut windows: Vec<Run> = Self::bases(timeline)
             .map(|base| Run {
                 after: base,
                 last: timeline.reach(base),
@@ -421,15 +450,8 @@ impl Catalog {
     /// Why this timeline is never chosen by a seed, or `None`. A timeline that continues a suspect one is
     /// suspect with it, until one of them is accepted.
     pub fn suspect(&self, seq: TimelineSeq) -> Option<&str> {
-        let timeline = self.timelines.get(&seq)?;
-        if timeline.accepted.is_some() {
-            return None;
-        }
-        if let Some(why) = &timeline.document.suspect {
-            return Some(why);
-        }
-        self.parent(timeline)
-            .and_then(|(parent, _)| self.suspect(parent.seq()))
+        let cause = self.timelines.get(&seq)?.suspected_with?;
+        self.timelines.get(&cause)?.document.suspect.as_deref()
     }
 
     /// The timelines of which one must be accepted before this one is no longer suspect: itself and its ancestors up to the one
@@ -499,12 +521,17 @@ impl Catalog {
 
     /// Whether a timeline only stands for a seed, and what was seeded has grown since: it is an older state of it.
     fn is_overtaken(&self, timeline: &Timeline) -> bool {
-        let only_stands = timeline.document.mapped && !timeline.has_content();
-        only_stands
-            && timeline.accepted.is_none()
-            && self.parent(timeline).is_some_and(|(parent, position)| {
-                self.end(parent.seq()) > Some(position.offset) || self.is_overtaken(parent)
-            })
+        let mut current = timeline;
+        while current.document.mapped && !current.has_content() && current.accepted.is_none() {
+            let Some((parent, position)) = self.parent(current) else {
+                return false;
+            };
+            if self.end(parent.seq()) > Some(position.offset) {
+                return true;
+            }
+            current = parent;
+        }
+        false
     }
 
     /// When the last byte that a timeline speaks of was received: of one that stands for a seed, its parent's.
@@ -596,7 +623,8 @@ impl Catalog {
         let chosen = head_timeline.accepted.zip(head_timeline.accepted_at);
         let chosen_over = |timeline: &Timeline| {
             chosen.is_some_and(|((rank, _), at)| {
-                timeline.seq() <= rank && timeline.last_at().0 <= at.0 + ACCEPTED_MARGIN_MILLIS
+                timeline.seq() <= rank
+                    && timeline.last_at().0 <= at.0.saturating_add(ACCEPTED_MARGIN_MILLIS)
             })
         };
         self.timelines.values().rev().find_map(|timeline| {

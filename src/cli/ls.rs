@@ -25,8 +25,9 @@ pub async fn run(arguments: &ArchiveArguments) -> anyhow::Result<()> {
         say(&serde_json::to_string_pretty(&objects)?);
         return Ok(());
     }
+    let head = catalog.head();
     for timeline in catalog.timelines() {
-        tell(&timeline_line(catalog, timeline));
+        tell(&timeline_line(catalog, timeline, head));
         for line in lines(timeline) {
             say(&line);
         }

@@ -1,5 +1,7 @@
 //! `perennial status`: how an archive stands, for people and as JSON.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde_json::{Value, json};
 
 use super::flags::ArchiveArguments;
@@ -51,7 +53,7 @@ pub fn as_json(loaded: &Loaded, address: &str, now: UnixMillis) -> Value {
         "durable_offset": head.map(|head| head.offset.as_u64()),
         "restorable": head.map(|head| window_json(catalog, head)),
         "stored": Stored::of(catalog).as_json(),
-        "timelines": catalog.timelines().map(|timeline| timeline_json(catalog, timeline)).collect::<Vec<_>>(),
+        "timelines": catalog.timelines().map(|timeline| timeline_json(catalog, timeline, head)).collect::<Vec<_>>(),
         "problems": problems(catalog, address, now),
     })
 }
@@ -95,7 +97,7 @@ fn window_json(catalog: &Catalog, head: Position) -> Value {
     })
 }
 
-fn timeline_json(catalog: &Catalog, timeline: &Timeline) -> Value {
+fn timeline_json(catalog: &Catalog, timeline: &Timeline, head: Option<Position>) -> Value {
     let seq = timeline.seq();
     let document = &timeline.document;
     let stored = Stored::of_timeline(timeline);
@@ -108,7 +110,7 @@ fn timeline_json(catalog: &Catalog, timeline: &Timeline) -> Value {
         "end": catalog.end(seq).map(|end| end.as_u64()),
         "suspect": catalog.suspect(seq),
         "accepted": timeline.accepted.is_some(),
-        "head": catalog.head().is_some_and(|head| head.timeline == seq),
+        "head": head.is_some_and(|head| head.timeline == seq),
         "created_at": document.created_at.0,
         "last_at": catalog.received_at(seq).0,
         "snapshots": timeline.snapshots.iter().map(|snapshot| json!({
@@ -215,7 +217,7 @@ fn as_text(loaded: &Loaded, address: &str, now: UnixMillis) -> String {
     }
     lines.extend(Stored::of(catalog).lines());
     lines.push(String::new());
-    tree(catalog, None, "", &mut lines);
+    Tree::of(catalog).draw(None, "", &mut lines);
     let problems = problems(catalog, address, now);
     if !problems.is_empty() {
         lines.push(String::new());
@@ -224,54 +226,74 @@ fn as_text(loaded: &Loaded, address: &str, now: UnixMillis) -> String {
     lines.join("\n")
 }
 
-/// The timelines that continue `parent`, each with its own below it. What leads on stays in its column, so that a
-/// history of many restarts is not a staircase; branches beside it are indented.
-fn tree(catalog: &Catalog, parent: Option<TimelineSeq>, indent: &str, lines: &mut Vec<String>) {
-    let is_child = |timeline: &&Timeline| {
-        let named = timeline.document.parent.map(|parent| parent.timeline);
-        // One whose parent is missing is shown among the roots.
-        named.filter(|seq| *seq < timeline.seq() && catalog.timeline(*seq).is_some()) == parent
-    };
-    let children: Vec<&Timeline> = catalog.timelines().filter(is_child).collect();
-    let way = catalog.head().map(|head| catalog.lineage(head));
-    let is_on_the_way = |timeline: &Timeline| {
-        let mut way = way.iter().flatten();
-        way.any(|at| at.timeline == timeline.seq())
-    };
-    let on = children
-        .iter()
-        .position(|child| is_on_the_way(child))
-        .or_else(|| children.len().checked_sub(1));
-    let beside = children
-        .iter()
-        .enumerate()
-        .filter(|(at, _)| Some(*at) != on);
-    for (_, child) in beside {
-        let deeper = match parent {
-            Some(_) => format!("{indent}|   "),
-            None => indent.to_owned(),
-        };
-        branch(catalog, child, &deeper, lines);
-    }
-    if let Some(child) = on.and_then(|on| children.get(on)) {
-        branch(catalog, child, indent, lines);
-    }
+/// The timelines as they continue each other.
+struct Tree<'a> {
+    catalog: &'a Catalog,
+    children: BTreeMap<Option<TimelineSeq>, Vec<&'a Timeline>>,
+    /// On the way to the head.
+    way: BTreeSet<TimelineSeq>,
+    head: Option<Position>,
 }
 
-fn branch(catalog: &Catalog, timeline: &Timeline, indent: &str, lines: &mut Vec<String>) {
-    let text = timeline_line(catalog, timeline);
-    lines.extend(text.lines().map(|line| format!("{indent}{line}")));
-    for gap in catalog.gaps(timeline.seq()) {
-        lines.push(format!(
-            "{indent}    GAP between offsets {} and {}",
-            gap.after, gap.resumes_at
-        ));
+impl<'a> Tree<'a> {
+    fn of(catalog: &'a Catalog) -> Self {
+        let mut children: BTreeMap<_, Vec<&Timeline>> = BTreeMap::new();
+        for timeline in catalog.timelines() {
+            let named = timeline.document.parent.map(|parent| parent.timeline);
+            // One whose parent is missing is shown among the roots.
+            let of = named.filter(|seq| *seq < timeline.seq() && catalog.timeline(*seq).is_some());
+            children.entry(of).or_default().push(timeline);
+        }
+        let head = catalog.head();
+        let way = head.map(|head| catalog.lineage(head)).unwrap_or_default();
+        Self {
+            catalog,
+            children,
+            way: way.iter().map(|at| at.timeline).collect(),
+            head,
+        }
     }
-    tree(catalog, Some(timeline.seq()), indent, lines);
+
+    /// The timelines that continue `parent`, each with its own below it. What leads on stays in its column, so that a history of
+    /// many restarts is not a staircase; branches beside it are indented.
+    fn draw(&self, mut parent: Option<TimelineSeq>, indent: &str, lines: &mut Vec<String>) {
+        while let Some(children) = self.children.get(&parent) {
+            let mut on = children.len() - 1;
+            for (at, child) in children.iter().enumerate() {
+                if self.way.contains(&child.seq()) {
+                    on = at;
+                }
+            }
+            for (at, child) in children.iter().enumerate() {
+                if at == on {
+                    continue;
+                }
+                let deeper = match parent {
+                    Some(_) => format!("{indent}|   "),
+                    None => indent.to_owned(),
+                };
+                self.line(child, &deeper, lines);
+                self.draw(Some(child.seq()), &deeper, lines);
+            }
+            self.line(children[on], indent, lines);
+            parent = Some(children[on].seq());
+        }
+    }
+
+    fn line(&self, timeline: &Timeline, indent: &str, lines: &mut Vec<String>) {
+        let text = timeline_line(self.catalog, timeline, self.head);
+        lines.extend(text.lines().map(|line| format!("{indent}{line}")));
+        for gap in self.catalog.gaps(timeline.seq()) {
+            lines.push(format!(
+                "{indent}    GAP between offsets {} and {}",
+                gap.after, gap.resumes_at
+            ));
+        }
+    }
 }
 
 /// One timeline, on two lines that fit a terminal.
-pub fn timeline_line(catalog: &Catalog, timeline: &Timeline) -> String {
+pub fn timeline_line(catalog: &Catalog, timeline: &Timeline, head: Option<Position>) -> String {
     let seq = timeline.seq();
     let origin = match timeline.document.parent {
         Some(parent) if timeline.document.mapped => {
@@ -284,7 +306,7 @@ pub fn timeline_line(catalog: &Catalog, timeline: &Timeline) -> String {
         || "nothing restorable".into(),
         |end| format!("up to offset {end}"),
     );
-    let head = catalog.head().is_some_and(|head| head.timeline == seq);
+    let head = head.is_some_and(|head| head.timeline == seq);
     let standing = match (head, catalog.suspect(seq).is_some()) {
         (true, _) => "  <- head",
         (false, true) => "  SUSPECT",
@@ -304,7 +326,7 @@ mod tests {
 
     fn shown(sketch: Sketch) -> Vec<String> {
         let mut lines = Vec::new();
-        tree(&sketch.catalog(), None, "", &mut lines);
+        Tree::of(&sketch.catalog()).draw(None, "", &mut lines);
         let short = |line: &String| line.split("  ").take(1).collect::<String>();
         let heads = lines.iter().filter(|line| line.contains("timeline "));
         heads
@@ -345,7 +367,11 @@ mod tests {
     fn derived_snapshots_are_told_apart() {
         let line = |sketch: Sketch| {
             let catalog = sketch.catalog();
-            timeline_line(&catalog, catalog.timelines().next().unwrap())
+            timeline_line(
+                &catalog,
+                catalog.timelines().next().unwrap(),
+                catalog.head(),
+            )
         };
         assert!(line(root().derived(50)).contains("2 snapshots (1 derived)"));
         assert!(line(root()).contains("1 snapshot,"));

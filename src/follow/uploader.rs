@@ -23,6 +23,8 @@ use crate::follow::spool::{Share, Spool, SpoolError, Spooled};
 use crate::position::Ticks;
 use crate::store::{Store, StoreError, StoreErrorKind, create_or_same};
 
+/// How much longer than ours an object may be that holds the same stream, cut into other blocks: bytes.
+const SAME_STREAM_SLACK: u64 = 64 * 1024;
 /// Pieces that are written at the same time.
 pub const UPLOADS_IN_FLIGHT_MAX: usize = 4;
 /// The first wait before a retry.
@@ -487,7 +489,10 @@ impl Uploader {
         let Some(object) = Object::parse(name.as_str()) else {
             return false;
         };
-        let Ok(present) = self.store.read(name, None).await else {
+        // Whatever is there: what is much longer than ours is not the same.
+        let ours: u64 = bytes.iter().map(|piece| piece.len() as u64).sum();
+        let range = 0..ours.saturating_mul(2).saturating_add(SAME_STREAM_SLACK);
+        let Ok(present) = self.store.read(name, Some(range)).await else {
             return false;
         };
         let payloads = |bytes: Bytes| {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::archive::block::Boundary;
+use crate::archive::document::DOCUMENT_BYTES_MAX;
 use crate::archive::layout::{
     AcceptedDocument, ArchiveDocument, ArchiveId, DOCUMENT_FORMAT, DocumentError, Object,
     ObjectName, TimelineDocument, is_name_right, timeline_number_prefix, timelines_prefix,
@@ -110,6 +111,8 @@ pub struct Loaded {
     pub catalog: Catalog,
     boundaries: BTreeMap<TimelineSeq, Boundary>,
     damaged: Vec<Damaged>,
+    /// The head, where it is there only because something damaged was left out of another timeline.
+    instead: Option<TimelineSeq>,
     listing: Listing,
 }
 
@@ -147,11 +150,13 @@ impl Loaded {
     }
 
     /// What is damaged at the end of a timeline, and nowhere else. Following goes on from before it, because the master
-    /// may still have those bytes; whoever restores must not take the shorter history for the whole.
+    /// may still have those bytes; whoever restores must not take the shorter history for the whole. Nor the history of another
+    /// timeline, which is the head only because of that damage.
     pub fn damaged(&self, seq: TimelineSeq) -> Option<&Damaged> {
+        let is_instead = self.instead == Some(seq);
         self.damaged
             .iter()
-            .find(|damaged| damaged.timeline == seq && !damaged.is_covered)
+            .find(|damaged| (damaged.timeline == seq || is_instead) && !damaged.is_covered)
     }
 
     /// A position as a boundary: with the database selected there, where it is known.
@@ -318,6 +323,7 @@ async fn load_once(
         catalog: Catalog::new(Some(archive), documents, objects),
         boundaries: BTreeMap::new(),
         damaged: Vec::new(),
+        instead: None,
         listing,
     };
     kept.trim();
@@ -353,11 +359,14 @@ async fn load_once(
             .chain(named.map(|timeline| timeline.seq()))
             .collect()
     };
+    let head_of = |catalog: &Catalog| catalog.head().map(|head| head.timeline);
+    let by_names = head_of(&loaded.catalog);
     for seq in wanted {
         if !loaded.boundaries.contains_key(&seq) {
             loaded.resolve(store, seq).await?;
         }
     }
+    loaded.instead = head_of(&loaded.catalog).filter(|head| Some(*head) != by_names);
     Ok(loaded)
 }
 
@@ -366,7 +375,10 @@ async fn read_document<T>(
     name: &ObjectName,
     decode: impl Fn(&[u8]) -> Result<T, DocumentError>,
 ) -> Result<T, CatalogError> {
-    let bytes = store.read(name, None).await?;
+    // One that is longer is refused, and not held in memory for that.
+    let bytes = store
+        .read(name, Some(0..DOCUMENT_BYTES_MAX as u64 + 1))
+        .await?;
     decode(&bytes).map_err(|error| CatalogError::Document {
         name: name.clone(),
         address: store.address(),

@@ -33,6 +33,8 @@ pub use report::{Report, Tally};
 
 /// Objects that are deleted at the same time.
 const DELETES_IN_FLIGHT_MAX: usize = 8;
+/// After so many merges that failed a pass ends: the store is down, rather than an object unreadable.
+const FAILED_MERGES_MAX: usize = 3;
 /// After the store has refused to delete it is asked again so much later, milliseconds.
 const DENIED_MILLIS: u64 = 24 * 60 * 60 * 1000;
 
@@ -95,6 +97,8 @@ pub struct Upkeep {
     agreed: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
     /// Segments that are damaged, or differ from others.
     barred: BTreeSet<ObjectName>,
+    /// Merges that failed in the last pass for want of an object.
+    unreadable: BTreeSet<ObjectName>,
     denied_at: Option<Ticks>,
     /// The store's time when it was last believed.
     known: Option<clock::Known>,
@@ -117,6 +121,7 @@ impl Upkeep {
             kept: Kept::default(),
             agreed: BTreeMap::new(),
             barred: BTreeSet::new(),
+            unreadable: BTreeSet::new(),
             denied_at: None,
             known: None,
         }
@@ -174,8 +179,20 @@ impl Upkeep {
         done.goes_on |= now.is_some() && done.refused.is_none() && plans.are_waited_for;
         let total = plans.merges.iter().map(Merge::bytes).sum();
         let mut read = 0;
-        for merge in &plans.merges {
-            self.merge(merge, &mut done).await?;
+        // What failed in the last pass comes last: one object that cannot be read must not keep all the others from being merged.
+        let (again, first): (Vec<&Merge>, Vec<&Merge>) = plans
+            .merges
+            .iter()
+            .partition(|merge| self.unreadable.contains(&merge.object().name()));
+        self.unreadable.clear();
+        for merge in first.into_iter().chain(again) {
+            if let Err(error) = self.merge(merge, &mut done).await {
+                self.unreadable.insert(merge.object().name());
+                failed.get_or_insert(error.into());
+                if self.unreadable.len() >= FAILED_MERGES_MAX {
+                    break;
+                }
+            }
             read += merge.bytes();
             told(read, total);
         }
@@ -324,11 +341,17 @@ impl Upkeep {
         superfluous: &[Covered],
         done: &mut Done,
     ) -> Result<(), CatalogError> {
-        let mut names = Vec::new();
+        let (mut names, mut failed) = (Vec::new(), Vec::new());
         for covered in superfluous {
-            if self.agree(&covered.by, &covered.of, done).await? {
-                let of = covered.of.iter();
-                names.extend(of.map(|segment| (segment.name.clone(), segment.bytes)));
+            match self.agree(&covered.by, &covered.of, done).await {
+                Ok(true) => {
+                    let of = covered.of.iter();
+                    names.extend(of.map(|segment| (segment.name.clone(), segment.bytes)));
+                }
+                Ok(false) => {}
+                // It stays; the others go.
+                Err(error) if failed.len() < FAILED_MERGES_MAX => failed.push(error),
+                Err(error) => return Err(error.into()),
             }
         }
         let gone: HashSet<ObjectName> = names.iter().map(|(name, _)| name.clone()).collect();
@@ -361,7 +384,10 @@ impl Upkeep {
                 }
             }
         }
-        Ok(())
+        failed
+            .into_iter()
+            .next()
+            .map_or(Ok(()), |error| Err(error.into()))
     }
 
     /// Whether a segment, read as a whole, holds everything that these hold.

@@ -560,11 +560,13 @@ async fn objects_that_lost_their_dates_are_new() {
     }
 }
 
-/// A store that keeps what was written for years refuses in words of its own; how many read at once is counted.
+/// A store that keeps what was written for years refuses in words of its own, and reads one object to nobody; how many read at once
+/// is counted.
 #[derive(Debug)]
 struct Undeletable {
     memory: MemoryStore,
     kind: StoreErrorKind,
+    unreadable: Mutex<Option<ObjectName>>,
     reads: AtomicUsize,
     most_reads: AtomicUsize,
 }
@@ -574,6 +576,7 @@ impl Undeletable {
         Arc::new(Self {
             memory: world.memory.clone(),
             kind,
+            unreadable: Mutex::default(),
             reads: AtomicUsize::new(0),
             most_reads: AtomicUsize::new(0),
         })
@@ -602,6 +605,16 @@ impl Store for Undeletable {
             tokio::task::yield_now().await;
         }
         self.reads.fetch_sub(1, Ordering::SeqCst);
+        if self.unreadable.lock().unwrap().as_ref() == Some(name) {
+            let address = self.address();
+            return Err(StoreError::new(
+                self.kind,
+                "read",
+                name,
+                address,
+                "no".into(),
+            ));
+        }
         self.memory.read(name, range).await
     }
 
@@ -660,6 +673,37 @@ async fn whatever_deleting_fails_with_merging_goes_on() {
         assert_eq!(upkeep.may_delete(), is_retried);
         let refused = upkeep.report().tally().deletions_refused;
         assert_eq!(refused, u64::from(!is_retried), "said once a day");
+    }
+}
+
+/// A bad sector under one segment: nothing else waits for it.
+#[tokio::test]
+async fn what_cannot_be_read_keeps_only_itself_from_being_merged() {
+    for kind in [StoreErrorKind::Denied, StoreErrorKind::Unavailable] {
+        let mut world = World::new().await;
+        world.timeline(1, None, false).await;
+        world.snapshot(1, 0, BEGIN).await;
+        for minute in 0..6_u64 {
+            for half in 0..2_u64 {
+                let first = (minute * 2 + half) * 10 + 1;
+                world.segment(1, first, first + 9, world.now).await;
+            }
+            world.pass_time(MINUTE);
+        }
+        world.pass_time(10 * MINUTE);
+        let store = Undeletable::new(&world, kind);
+        let first = world.catalog().await.timelines().next().unwrap().segments[0]
+            .name
+            .clone();
+        *store.unreadable.lock().unwrap() = Some(first);
+        let (mut upkeep, _) = world.upkeep(Arc::clone(&store) as Arc<dyn Store>, Policy::default());
+        assert!(upkeep.pass(|_, _| {}).await.is_err(), "{kind:?}");
+        let merges = upkeep.report().tally().merges;
+        assert!(merges >= 4, "{kind:?}: {merges}");
+
+        *store.unreadable.lock().unwrap() = None;
+        let _ = upkeep.pass(|_, _| {}).await;
+        assert!(upkeep.report().tally().merges > merges, "{kind:?}");
     }
 }
 

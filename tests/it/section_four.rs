@@ -24,7 +24,9 @@
 //!   `loop_closes::the_dump_that_a_seed_leaves_behind_is_recognised_as_stale`,
 //!   `seeds_refused::a_dump_from_before_the_first_snapshot_is_seeded`
 //! - stale, before 7.0: `older_masters::without_dumps_of_full_syncs_it_comes_back_again_and_again`
-//! - stale and written to: `stale_dump::a_write_on_the_stale_server_makes_it_suspect`
+//! - stale and written to: `stale_dump::a_write_on_the_stale_server_makes_it_suspect`,
+//!   `section_four::an_old_master_from_its_dump_is_suspect_though_another_goes_on`
+//! - stale and written to, its past accepted: `stale_dump::an_acceptance_from_before_does_not_cure_a_later_suspicion`
 //! - has data, unknown id, its id forgotten after `repl-backlog-ttl`:
 //!   `same_process::a_master_whose_backlog_expired_is_the_head_behind_a_new_snapshot`
 //! - has data, unknown id, restarted from append-only files:
@@ -67,6 +69,7 @@ on_every_server! {
 // Before 7.0 a dump says nothing of its past to a master that loads it: see older_masters.
 on_every_server! {
     since 7.0;
+    an_old_master_from_its_dump_is_suspect_though_another_goes_on,
     restarted_from_its_whole_dump_it_goes_on,
 }
 
@@ -171,6 +174,45 @@ fn a_branch_that_lived_on_comes_back(kind: Kind) {
     a.lose_everything();
     a.until_master_with_data();
     assert_same(&of_a, &Digest::of(&a.address()));
+    perennial.assert_healthy();
+}
+
+/// A died and B was promoted. A comes back from an old dump, and its address leads to it again while B still takes writes: that A
+/// is older than B's last byte shows nothing.
+fn an_old_master_from_its_dump_is_suspect_though_another_goes_on(kind: Kind) {
+    let Some(mut a) = kind.start(&NO_PINGS) else {
+        return;
+    };
+    let archive = Archive::new();
+    let followed = Proxy::to(&a.address());
+    let mut perennial = Perennial::follow_url(&followed.url(), &archive, &[]);
+    archive.until_durable();
+    write_everything(&mut a.client(), 0);
+    a.client().save();
+    a.client().line("SET after-the-dump 1");
+    let b = replica_of(&a);
+    until_stored(&archive, &a, 1);
+    a.kill();
+    b.client().line("REPLICAOF NO ONE");
+    followed.switch_to(&b.address());
+    b.client().line("SET of-b 1");
+    until_stored(&archive, &b, 2);
+
+    a.start_again();
+    until("it is not young, and the other is alive", DEADLINE, || {
+        b.client().line("INCR beat");
+        a.is_not_young()
+    });
+    a.client().line("SET intruder 1");
+    b.client().line("SET last 1");
+    until_stored(&archive, &b, 2);
+    let of_b = Digest::of(&b.address());
+    followed.switch_to(&a.address());
+    let status = archive.until("its branch is there", DEADLINE, |status| {
+        status.timelines.len() == 3
+    });
+    assert_eq!((status.head_timeline(), status.suspects()), (2, vec![3]));
+    assert_restored(&archive, kind, "latest", &of_b);
     perennial.assert_healthy();
 }
 

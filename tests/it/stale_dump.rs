@@ -1,8 +1,11 @@
 //! A server that comes back from an older dump on its disk gets the writes that came after it.
 
+use std::time::Duration;
+
 use crate::harness::workload::write_everything;
 use crate::harness::{
-    Archive, Client, DEADLINE, Digest, Kind, Perennial, Server, Value, assert_same, until,
+    Archive, Client, DEADLINE, Digest, Kind, Perennial, Server, Value, assert_same, holds_for,
+    run_cli, until,
 };
 use crate::on_every_server;
 
@@ -16,6 +19,7 @@ on_every_server! {
     the_writes_after_the_dump_are_back,
     the_writes_after_the_dump_are_back_when_perennial_was_gone_too,
     writes_that_were_saved_and_counts_that_were_set_back_are_no_seed,
+    an_acceptance_from_before_does_not_cure_a_later_suspicion,
 }
 
 /// Early data, a SAVE, later data that are stored, and `kill -9`. Returns what must be there afterwards.
@@ -126,4 +130,47 @@ fn writes_that_were_saved_and_counts_that_were_set_back_are_no_seed(kind: Kind) 
         status.suspects() == [2] && status.timelines[1].end.is_some()
     });
     assert_eq!(client.line("GET intruder").text(), "1");
+}
+
+/// A person once accepted what the stale server goes back to. That says nothing of what it takes now, not even to a Perennial
+/// that starts beside it.
+fn an_acceptance_from_before_does_not_cure_a_later_suspicion(kind: Kind) {
+    let Some(foreign) = kind.start(&[]) else {
+        return;
+    };
+    let archive = Archive::new();
+    let mut first = Perennial::follow(&foreign, &archive, &[]);
+    archive.until_durable();
+    first.terminate();
+    let mut server = kind.start(&[]).unwrap();
+    server.client().line("SET own 1");
+    let mut perennial = Perennial::follow(&server, &archive, &[]);
+    archive.until("the suspect root is durable", DEADLINE, |status| {
+        status.suspects() == [2] && status.timelines[1].end.is_some()
+    });
+    let (code, _, err) = run_cli(&["accept", "2", "--archive", &archive.url()]);
+    assert_eq!(code, 0, "{err}");
+    let before = save_write_on_and_die(&mut server);
+
+    perennial.pause();
+    server.start_again();
+    Client::connect_loaded(&server.address()).line("SET intruder 1");
+    perennial.resume();
+    archive.until("it is suspect", DEADLINE, |status| {
+        status.suspects() == [3] && status.timelines[2].end.is_some()
+    });
+    perennial.kill();
+    perennial.start_again();
+    perennial.until_logged("resumed from the archive");
+    let mut client = server.client();
+    // It looks for an acceptance every five seconds, or sooner.
+    holds_for("nothing is acknowledged", Duration::from_secs(7), || {
+        client.line("SET later 1");
+        client.line("WAIT 1 200").integer() == 0
+    });
+    assert_eq!(archive.status().head_timeline(), 2);
+
+    server.lose_everything();
+    until_the_late_write_is_back(&server);
+    assert_same(&before, &Digest::of(&server.address()));
 }

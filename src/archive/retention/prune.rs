@@ -92,6 +92,8 @@ pub fn prune(
     let mut deletions = needed.derived(window_start);
     deletions.extend(needed.deletions());
     deletions.extend(needed.fragments(window_start));
+    let signs = needed.signs_of_life();
+    deletions.retain(|(name, _)| !signs.contains(name));
     needed.check(&deletions)?;
     Ok(PrunePlan {
         window_start,
@@ -164,6 +166,25 @@ impl<'a> Needed<'a> {
             needed.end(seq);
         }
         needed
+    }
+
+    /// Of timelines that nobody needs, one object each where another folder bears the same number: emptied, neither of the two
+    /// could be told from the one that was given up, and neither would count.
+    fn signs_of_life(&self) -> HashSet<ObjectName> {
+        let catalog = self.stock.catalog;
+        let twins = catalog.timelines().filter(|timeline| {
+            catalog.has_twin(timeline.seq()) && !self.from.contains_key(&timeline.seq())
+        });
+        let last = |timeline: &Timeline| match (timeline.segments.last(), timeline.snapshots.last())
+        {
+            (Some(segment), _) => vec![segment.name.clone()],
+            (None, Some(snapshot)) => {
+                let objects = snapshot.objects().into_iter();
+                objects.map(|(name, _)| name).collect()
+            }
+            (None, None) => Vec::new(),
+        };
+        twins.flat_map(last).collect()
     }
 
     fn keep(&mut self, seq: TimelineSeq, offset: Offset) {

@@ -645,3 +645,35 @@ fn what_is_covered_goes_after_the_grace_period() {
     let barred = [covered[0].by.name.clone()].into();
     assert_eq!(at(20, &barred), []);
 }
+
+/// Two streamers raced for number 1, and one of them left an empty folder. Once all that timeline 1 holds has gone, nobody could
+/// tell which of the two was given up.
+#[test]
+fn of_a_number_that_two_folders_bear_something_stays() {
+    let day = |day: u64| day * DAY / MINUTE;
+    let sketch = || {
+        Sketch::default()
+            .timeline(1, 9, None, 0)
+            .timeline(1, 1, None, 0)
+            .snapshot(0)
+            .segment(1, 10)
+            .segment(11, 20)
+            .timeline(2, 2, Some((1, 20)), 20)
+            .segment(21, 30)
+            .snapshot(30)
+            .segment(31, day(30))
+            .snapshot(day(30))
+    };
+    let gone = pruned(&sketch().catalog(), day(60), 7);
+    assert!(gone.contains(&(1, "snapshot", 0)) && gone.contains(&(1, "segment", 10)));
+    assert!(!gone.contains(&(1, "segment", 20)), "{gone:?}");
+    let without_twin = Sketch::default()
+        .timeline(1, 1, None, 0)
+        .snapshot(0)
+        .segment(1, 20)
+        .timeline(2, 2, Some((1, 20)), 20)
+        .snapshot(30)
+        .segment(31, day(30))
+        .snapshot(day(30));
+    assert!(pruned(&without_twin.catalog(), day(60), 7).contains(&(1, "segment", 20)));
+}

@@ -144,6 +144,10 @@ pub struct Timeline {
     /// blocks have been looked at.
     pub(super) boundary: Option<Offset>,
     pub(super) runs: Vec<Run>,
+    /// Its start can be restored from its parent.
+    pub(super) inherited: bool,
+    /// The timeline, itself or an ancestor, whose suspicion it bears.
+    pub(super) suspected_with: Option<TimelineSeq>,
 }
 
 impl Timeline {
@@ -156,6 +160,8 @@ impl Timeline {
             segments: Vec::new(),
             boundary: None,
             runs: Vec::new(),
+            inherited: false,
+            suspected_with: None,
         }
     }
 

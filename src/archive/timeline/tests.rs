@@ -210,6 +210,30 @@ fn suspects_and_what_continues_them_are_never_the_head_until_accepted() {
 }
 
 #[test]
+fn a_history_of_many_restarts_needs_neither_stack_nor_patience() {
+    const RESTARTS: u32 = 20_000;
+    let mut sketch = Sketch::default().timeline(1, 1, None, 0).snapshot(0);
+    for seq in 2..=RESTARTS {
+        sketch = sketch.timeline(
+            seq,
+            1,
+            Some((seq - 1, u64::from(seq) - 2)),
+            u64::from(seq) - 2,
+        );
+        sketch = sketch.segment(u64::from(seq) - 1, u64::from(seq) - 1);
+    }
+    let catalog = sketch.catalog();
+    let asked = std::thread::Builder::new().stack_size(256 * 1024);
+    let asked = asked.spawn(move || {
+        let newest = TimelineSeq::new(RESTARTS);
+        assert_eq!(catalog.head(), Some(at(RESTARTS, u64::from(RESTARTS) - 1)));
+        assert_eq!(catalog.rival(UnixMillis(0)), None);
+        assert!(catalog.suspect(newest).is_none() && catalog.is_inherited(newest));
+    });
+    asked.unwrap().join().unwrap();
+}
+
+#[test]
 fn what_lies_before_a_suspicion_does_not_cure_it() {
     let sketch = Sketch::default()
         .timeline(1, 1, None, 0)

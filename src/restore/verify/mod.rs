@@ -8,6 +8,7 @@ mod window;
 
 use std::sync::Arc;
 
+use crate::archive::document::DOCUMENT_BYTES_MAX;
 use crate::archive::layout::{
     AcceptedDocument, ArchiveDocument, DocumentError, Object, ObjectName, TimelineDocument,
 };
@@ -190,7 +191,10 @@ async fn read_document<T>(
     decode: impl Fn(&[u8]) -> Result<T, DocumentError>,
     is_stored_as: impl Fn(&T, &[u8]) -> bool,
 ) -> Result<Option<T>, StoreError> {
-    let bytes = match store.read(name, None).await {
+    let bytes = match store
+        .read(name, Some(0..DOCUMENT_BYTES_MAX as u64 + 1))
+        .await
+    {
         Ok(bytes) => bytes,
         Err(error) if error.kind == StoreErrorKind::NotFound => {
             report.bad(id, format!("{name} is listed and cannot be found"), COPY);

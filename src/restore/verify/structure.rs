@@ -32,6 +32,7 @@ pub(super) fn findings(
     for timeline in catalog.timelines() {
         if window.holds(timeline.seq()) {
             gaps(catalog, timeline, listed, now, window, &mut findings);
+            lost_end(catalog, timeline, now, window, &mut findings);
             parents(catalog, timeline, &mut findings);
         }
     }
@@ -202,10 +203,51 @@ fn gaps(
     }
 }
 
+/// The end of a timeline that another one goes on from, and that is no longer there: whatever that other one has itself, the
+/// moments between cannot be restored.
+fn lost_end(
+    catalog: &Catalog,
+    timeline: &Timeline,
+    now: UnixMillis,
+    window: &Window,
+    findings: &mut Vec<Finding>,
+) {
+    let seq = timeline.seq();
+    let left_out = catalog.left_out(seq);
+    let Some((end, child, at)) =
+        left_out.and_then(|it| it.continued.map(|(child, at)| (it.end, child, at)))
+    else {
+        return;
+    };
+    // Where bytes are stored behind the hole it is a gap; where all of the other one is lost with it, that is what counts.
+    let is_said =
+        catalog.gaps(seq).iter().any(|gap| gap.after == end) || catalog.end(child).is_none();
+    if is_said || !window.needs_hole(seq, at) {
+        return;
+    }
+    let created = catalog
+        .timeline(child)
+        .map(|child| child.document.created_at);
+    let is_young = created.is_some_and(|at| now.0.saturating_sub(at.0) < UNDER_WAY_MILLIS);
+    let found = format!(
+        "moments of timeline {seq} between offsets {end} and {at} cannot be restored: a segment is missing, which timeline {child} \
+         went on from"
+    );
+    findings.push(match is_young {
+        true => Finding::warn(
+            "gap",
+            found,
+            "nothing, if it is being written now: verify again",
+        ),
+        false => Finding::bad("gap", found, COPY),
+    });
+}
+
 /// Timelines with bytes that nothing leads to.
 fn parents(catalog: &Catalog, timeline: &Timeline, findings: &mut Vec<Finding>) {
     let seq = timeline.seq();
-    if catalog.end(seq).is_some() || !timeline.has_content() {
+    // Of a number that two folders bear, upkeep leaves one object to tell them apart.
+    if catalog.end(seq).is_some() || !timeline.has_content() || catalog.has_twin(seq) {
         return;
     }
     let is_abandoned = catalog.head().is_some_and(|head| head.timeline > seq);
@@ -239,7 +281,7 @@ mod tests {
     fn bad(sketch: Sketch) -> Vec<&'static str> {
         let catalog = sketch.catalog();
         let window = Window::of(&catalog, None);
-        let findings = findings(&catalog, &[], UnixMillis(0), &window);
+        let findings = findings(&catalog, &[], UnixMillis(u64::MAX / 2), &window);
         let bad = findings
             .iter()
             .filter(|finding| finding.level == Level::Bad);
@@ -269,6 +311,21 @@ mod tests {
         assert_eq!(
             bad(whole().segment(1, 10).segment(21, 30).snapshot(25)),
             ["gap"]
+        );
+    }
+
+    #[test]
+    fn an_end_that_is_missing_is_found_though_what_went_on_from_it_has_a_snapshot_of_its_own() {
+        let went_on = |sketch: Sketch| {
+            let child = sketch.timeline(2, 2, Some((1, 10)), 10);
+            child.segment(11, 20).snapshot(15)
+        };
+        assert!(bad(went_on(whole().segment(1, 10))).is_empty());
+        assert_eq!(bad(went_on(whole().segment(1, 5))), ["gap"]);
+        assert_eq!(bad(went_on(whole().segment(1, 3).segment(6, 10))), ["gap"]);
+        assert!(
+            bad(went_on(whole().segment(1, 5)).suspect("it bears no witness")).is_empty(),
+            "nobody knows whether that was ever here"
         );
     }
 

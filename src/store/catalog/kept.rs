@@ -5,8 +5,9 @@
 //! it may name what upkeep has merged or pruned since: whoever wants to read from old positions, or to decide anything
 //! but to go on at the end, asks for [`Listing::Whole`].
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::Duration;
 
 use super::{CatalogError, read_document};
@@ -22,6 +23,8 @@ use crate::store::{Listed, Store, StoreError};
 
 /// Of so many objects the names are kept: some twenty megabytes. A larger archive is listed whole each time.
 pub const KEPT_OBJECTS_MAX: usize = 200_000;
+/// Documents that are read at the same time.
+const DOCUMENTS_IN_FLIGHT_MAX: usize = 16;
 /// Listed whole again after this, milliseconds, even where only what came later is asked for.
 pub const RELIST_MILLIS: u64 = 3_600_000;
 /// So many of the last known segments of a timeline are listed again: another streamer of the same history cuts its
@@ -265,17 +268,46 @@ impl Kept {
         let objects = &self.objects;
         self.documents
             .retain(|(seq, id), _| objects.contains_key(&Object::Timeline { seq: *seq, id: *id }));
-        for object in objects.keys() {
-            let Object::Timeline { seq, id } = *object else {
-                continue;
-            };
-            if let Entry::Vacant(vacant) = self.documents.entry((seq, id)) {
-                let name = object.name();
-                vacant.insert(read_document(store, &name, TimelineDocument::decode).await?);
+        let unread: Vec<(TimelineSeq, ReplicationId)> = objects
+            .keys()
+            .filter_map(|object| match *object {
+                Object::Timeline { seq, id } => Some((seq, id)),
+                _ => None,
+            })
+            .filter(|of| !self.documents.contains_key(of))
+            .collect();
+        // A history of many restarts has many of them, and each is a request.
+        for some in unread.chunks(DOCUMENTS_IN_FLIGHT_MAX) {
+            let reads = some.iter().map(async |(seq, id)| {
+                let name = Object::Timeline { seq: *seq, id: *id }.name();
+                read_document(store, &name, TimelineDocument::decode).await
+            });
+            for (of, document) in some.iter().zip(all(reads).await) {
+                self.documents.insert(*of, document?);
             }
         }
         Ok(())
     }
+}
+
+/// Waits for all of these, beside each other.
+async fn all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut running: Vec<_> = futures.map(Box::pin).collect();
+    let mut outputs: Vec<Option<F::Output>> = running.iter().map(|_| None).collect();
+    poll_fn(|context| {
+        let mut wait = Poll::Ready(());
+        for (future, output) in running.iter_mut().zip(&mut outputs) {
+            if output.is_none() {
+                match future.as_mut().poll(context) {
+                    Poll::Ready(done) => *output = Some(done),
+                    Poll::Pending => wait = Poll::Pending,
+                }
+            }
+        }
+        wait
+    })
+    .await;
+    outputs.into_iter().flatten().collect()
 }
 
 /// Lists everything, and tells whether that took so long that upkeep may have deleted, before its page came, what the

@@ -13,7 +13,7 @@ use crate::harness::random::Random;
 use crate::harness::s3::{SECRET, WRITER, environment};
 use crate::harness::{
     Archive, Client, DEADLINE, Digest, Kind, Perennial, Port, Proxy, S3Server, Server, Value,
-    assert_same, run_cli_with, until,
+    assert_same, run_cli_when_it_can, until,
 };
 
 /// Until writes are confirmed again when everything has come back. The store in this process lists slowly.
@@ -552,7 +552,7 @@ impl World {
         self.tell(&format!("accepting timeline {suspect}"));
         let (url, suspect) = (self.archive.url(), suspect.to_string());
         let arguments = ["accept", &suspect, "--archive", &url];
-        let (code, out, err) = run_cli_with(&arguments, &self.archive.environment());
+        let (code, out, err) = run_cli_when_it_can(&arguments, &self.archive.environment());
         assert_eq!(code, 0, "{out}\n{err}");
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use tempfile::TempDir;
 
-use super::{DEADLINE, run_cli_with};
+use super::{DEADLINE, run_cli_when_it_can, run_cli_with, until};
 
 /// A place for an archive, not created before Perennial does so: a folder, or an address elsewhere.
 #[derive(Debug)]
@@ -74,7 +74,12 @@ impl Archive {
     /// Status with the timelines that stand for rewritten seeds.
     #[track_caller]
     pub fn status_with_mapped(&self) -> Status {
-        self.try_status_with_mapped().unwrap()
+        let mut status = None;
+        until("there is a status", DEADLINE, || {
+            status = self.try_status_with_mapped().ok();
+            status.is_some()
+        });
+        status.unwrap()
     }
 
     fn try_status_with_mapped(&self) -> Result<Status, String> {
@@ -148,7 +153,7 @@ impl Archive {
             target.to_str().unwrap(),
         ];
         arguments.extend(more);
-        let (code, out, err) = run_cli_with(&arguments, &self.environment());
+        let (code, out, err) = run_cli_when_it_can(&arguments, &self.environment());
         assert_eq!(code, 0, "{arguments:?}: stdout {out}; stderr {err}");
         target
     }

@@ -33,7 +33,9 @@ pub use churn::{Churn, ClientLink, Mix};
 pub use client::{Client, Value, Version};
 pub use digest::{Digest, assert_same};
 pub use in_process::{FastClock, InProcess};
-pub use perennial::{BornAsReplica, Perennial, RESIDENT_BYTES_MAX, run_cli, run_cli_with};
+pub use perennial::{
+    BornAsReplica, Perennial, RESIDENT_BYTES_MAX, run_cli, run_cli_when_it_can, run_cli_with,
+};
 pub use port::Port;
 pub use proxy::Proxy;
 #[cfg(feature = "s3")]
