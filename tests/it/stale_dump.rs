@@ -141,7 +141,7 @@ fn an_acceptance_from_before_does_not_cure_a_later_suspicion(kind: Kind) {
     let archive = Archive::new();
     let mut first = Perennial::follow(&foreign, &archive, &[]);
     archive.until_durable();
-    first.terminate();
+    first.kill();
     let mut server = kind.start(&[]).unwrap();
     server.client().line("SET own 1");
     let mut perennial = Perennial::follow(&server, &archive, &[]);
