@@ -97,7 +97,7 @@ pub struct Upkeep {
     agreed: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
     /// Segments that are damaged, or differ from others.
     barred: BTreeSet<ObjectName>,
-    /// Merges that failed in the last pass for want of an object.
+    /// Merges that failed for want of an object when they were last tried.
     unreadable: BTreeSet<ObjectName>,
     denied_at: Option<Ticks>,
     /// The store's time when it was last believed.
@@ -179,19 +179,26 @@ impl Upkeep {
         done.goes_on |= now.is_some() && done.refused.is_none() && plans.are_waited_for;
         let total = plans.merges.iter().map(Merge::bytes).sum();
         let mut read = 0;
-        // What failed in the last pass comes last: one object that cannot be read must not keep all the others from being merged.
+        // What failed before comes last: an object that cannot be read must not keep all the others from being merged.
         let (again, first): (Vec<&Merge>, Vec<&Merge>) = plans
             .merges
             .iter()
             .partition(|merge| self.unreadable.contains(&merge.object().name()));
         self.unreadable.clear();
+        self.unreadable
+            .extend(again.iter().map(|merge| merge.object().name()));
+        let mut failures = 0;
         for merge in first.into_iter().chain(again) {
+            let name = merge.object().name();
             if let Err(error) = self.merge(merge, &mut done).await {
-                self.unreadable.insert(merge.object().name());
+                self.unreadable.insert(name);
                 failed.get_or_insert(error.into());
-                if self.unreadable.len() >= FAILED_MERGES_MAX {
+                failures += 1;
+                if failures >= FAILED_MERGES_MAX {
                     break;
                 }
+            } else {
+                self.unreadable.remove(&name);
             }
             read += merge.bytes();
             told(read, total);
