@@ -443,10 +443,9 @@ impl World {
         let port = self.servers[new].port().to_string();
         let command = ["FAILOVER", "TO", "127.0.0.1", &port, "TIMEOUT", "3000"];
         let begun = self.ask(old, &command);
-        let done = || self.says(old, "role:slave") && self.says(new, "role:master");
         let asked = Instant::now();
         while asked.elapsed() < DEADLINE {
-            if done() {
+            if self.says(old, "role:slave") && self.says(new, "role:master") {
                 return true;
             }
             if self.says(old, "master_failover_state:no-failover") && self.says(old, "role:master")
@@ -454,7 +453,8 @@ impl World {
                 self.tell(&format!("no failover: {begun:?}"));
                 return false;
             }
-            thread::sleep(Duration::from_millis(20));
+            // One that was being stopped in order when it was asked has ended, and waits for its start.
+            self.undo_until(Instant::now() + Duration::from_millis(20));
         }
         panic!("the servers agree on nothing");
     }
