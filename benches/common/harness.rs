@@ -22,7 +22,7 @@ pub mod until;
 
 pub use archive::Archive;
 pub use client::{Client, Value};
-pub use perennial::{Perennial, run_cli, run_cli_with};
+pub use perennial::{Perennial, run_cli, run_cli_when_it_can, run_cli_with};
 pub use port::Port;
 pub use servers::{Kind, REDIS_7_0, Server};
 pub use until::{DEADLINE, until};
