@@ -103,6 +103,8 @@ pub struct World {
     failovers: u32,
     /// Servers that came up with the wrong data, and were started empty.
     emptied: usize,
+    /// The suspect timeline whose server was emptied last.
+    refused: Option<u64>,
 }
 
 impl World {
@@ -144,6 +146,7 @@ impl World {
             audits: 0,
             failovers: 0,
             emptied: 0,
+            refused: None,
         };
         world.follow_the_master(1);
         world.tell(&format!(
@@ -538,6 +541,10 @@ impl World {
         let Some(suspect) = status.suspects().pop().filter(|seq| Some(*seq) == newest) else {
             return;
         };
+        // What its server holds by now it was given from the head.
+        if self.refused == Some(suspect) {
+            return;
+        }
         assert!(
             self.failovers > 0,
             "a suspect timeline without a failover: {status:#?}"
@@ -546,6 +553,7 @@ impl World {
         if self.clients.expected().divided_by(&address).1.is_some() {
             self.tell(&format!("emptying the server of timeline {suspect}"));
             self.emptied += 1;
+            self.refused = Some(suspect);
             self.kill_server(self.master, true, Duration::ZERO);
             return self.start_server(self.master);
         }
