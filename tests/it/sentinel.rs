@@ -122,7 +122,9 @@ fn follow(archive: &Archive, sentinels: &[&Sentinel]) -> Perennial {
 fn replica_of(kind: Kind, master: &Server) -> Option<Server> {
     let port = master.port().to_string();
     let replica = kind.start(&["--replicaof", "127.0.0.1", &port])?;
-    until("the replica is one", DEADLINE, || is_linked(&replica));
+    until("the replica is one, and not young", DEADLINE, || {
+        is_linked(&replica) && replica.is_not_young()
+    });
     Some(replica)
 }
 
@@ -161,7 +163,9 @@ fn it_is_followed_through_failovers(kind: Kind) {
     // The dead one comes back empty; it is nobody's master, so it is not filled from the archive but by the new one.
     first.remove_dump();
     first.start_again();
-    until("it is a replica", FAILOVER, || is_linked(&first));
+    until("it is a replica, and not young", FAILOVER, || {
+        is_linked(&first) && first.is_not_young()
+    });
     write(&second, "with-both", 2);
 
     // And the other way, in order.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::harness::random::Random;
 use crate::harness::{
-    BornAsReplica, ClientLink, DEADLINE, Perennial, REDIS_7_0, Server, holds_for, until,
+    BornAsReplica, Client, ClientLink, DEADLINE, Perennial, REDIS_7_0, Server, holds_for, until,
 };
 use crate::observed::Pages;
 use crate::outages::{Place, RECOVERY, Way};
@@ -99,7 +99,8 @@ fn a_server_that_is_promoted_by_hand_while_the_store_hangs_is_looked_at_anew() {
     assert_eq!(born.server.client().line("GET by-hand").text(), "1");
     let folder = place.archive().restore("head", &[]);
     let restored = REDIS_7_0.start_on(&folder).unwrap();
-    assert_eq!(restored.client().line("GET on-its-way").text(), "1");
+    let mut restored = Client::connect_loaded(&restored.address());
+    assert_eq!(restored.line("GET on-its-way").text(), "1");
     born.perennial.assert_healthy();
 }
 

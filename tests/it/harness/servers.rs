@@ -172,7 +172,7 @@ impl Kind {
         self.start(&[&waits, config].concat())
     }
 
-    /// A server on restored files. A `dump.rdb`, written where there is no replication stream behind it, is only read
+    /// A server on restored files, which it has loaded. A `dump.rdb`, written where there is no replication stream behind it, is only read
     /// without append-only files.
     pub fn start_on(&self, folder: &Path) -> Option<Server> {
         let append_only = if folder.join("dump.rdb").exists() {
@@ -180,12 +180,10 @@ impl Kind {
         } else {
             "yes"
         };
-        self.start(&[
-            "--dir",
-            folder.to_str().unwrap(),
-            "--appendonly",
-            append_only,
-        ])
+        let folder = folder.to_str().unwrap();
+        let server = self.start(&["--dir", folder, "--appendonly", append_only])?;
+        drop(Client::connect_loaded(&server.address()));
+        Some(server)
     }
 
     fn is_this_version(&self, program: &Path) -> bool {
